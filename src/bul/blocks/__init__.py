@@ -1,0 +1,1 @@
+"""Blocks: keys, identity, the byte format. Pure; open `chain.py` first."""

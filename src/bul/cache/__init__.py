@@ -1,0 +1,1 @@
+"""Cache: the KV cache engine and its tiers. Open `engine.py` first."""

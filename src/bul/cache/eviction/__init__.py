@@ -1,0 +1,1 @@
+"""Eviction: which block goes next. Open `contract.py` first."""

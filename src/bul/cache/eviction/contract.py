@@ -1,0 +1,77 @@
+"""The eviction contract: a policy owns the tree of resident keys and says which leaf goes next.
+
+The same object decides in the engine (32-byte keys), in the replay and in the simulator (integer
+ids). It holds no payloads, does no I/O, reads no clock, and its randomness comes from a seed.
+
+Rules that every policy keeps (the replay's reference rules):
+- the resident set is prefix-closed: a block with a resident child is never evicted;
+- a held block is never evicted, nor any of its ancestors (they have a resident child);
+- the blocks of the request that is being admitted compete too (a policy may not admit them).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+from typing import Protocol
+
+__all__ = ["Access", "EvictionPolicy"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Access:
+    """One request, as much as is known when it is admitted.
+
+    path: keys of its full blocks, root first. now_s: seconds, any origin, never backwards.
+    output_tokens: as far as known (0 while unknown). block_tokens: tokens of one block, so that
+    depth means recompute cost. tenant, session: "" when unknown.
+    """
+
+    path: Sequence[Hashable]
+    now_s: float
+    output_tokens: int = 0
+    block_tokens: int = 64
+    tenant: str = ""
+    session: str = ""
+
+
+class EvictionPolicy(Protocol):
+    """Which leaf goes next. `capacity` counts blocks and is at least 1."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def capacity(self) -> int: ...
+
+    def __len__(self) -> int:
+        """Resident blocks; never above `capacity` (plus held blocks that cannot go)."""
+        ...
+
+    def __contains__(self, key: Hashable) -> bool: ...
+
+    def match(self, path: Sequence[Hashable]) -> int:
+        """Length of the longest resident prefix of `path`. Does not modify the policy."""
+        ...
+
+    def access(self, access: Access) -> list[Hashable]:
+        """Touch the resident prefix of the path and insert the rest; return the keys that left.
+
+        A key of the path itself may be among them: then it was not admitted. Afterwards the
+        resident part of the path is again a prefix of it.
+        """
+        ...
+
+    def hold(self, key: Hashable) -> None:
+        """A resident key is in use: it must not leave until as many `unhold`s came."""
+        ...
+
+    def unhold(self, key: Hashable) -> None: ...
+
+    def remove(self, key: Hashable) -> list[Hashable]:
+        """Take a key and all its resident descendants out (delete, damage); returns them."""
+        ...
+
+    def resize(self, capacity: int) -> list[Hashable]:
+        """Change the capacity; returns the keys that left."""
+        ...

@@ -1,0 +1,1 @@
+"""Tiers: where blocks lie. They import the contract, and only the wiring imports them."""

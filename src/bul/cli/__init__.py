@@ -1,0 +1,1 @@
+"""The command line: one file per command; wiring lives here only. Open `main.py` first."""

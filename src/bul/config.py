@@ -1,0 +1,179 @@
+"""Frozen settings, checked at birth, and the one place that reads files and the environment.
+
+Refuses what it does not know: an unknown key is an error that names the nearest known one.
+Rising order: defaults, `bul.toml`, `BUL_*` in the environment, flags (see `settings.py`'s loader
+below once it lands). Each section of `bul.toml` is one dataclass here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+from bul.errors import ConfigError
+
+__all__ = ["KVCacheConfig", "RouteConfig", "ServeConfig", "TimedConfig", "UpConfig"]
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+def _in_range(name: str, value: float, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"{name} must be a number in [{low}, {high}], was {value!r}")
+    if not low <= value <= high:
+        raise ConfigError(f"{name} must be in [{low}, {high}], was {value}")
+
+
+def _whole(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name} must be a whole number in [{low}, {high}], was {value!r}")
+    _in_range(name, value, low, high)
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, was {value!r}")
+
+
+EVICTION_POLICIES = ("adaptive", "lru", "fifo", "lfu", "arc", "s3fifo", "lecar")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class KVCacheConfig:
+    """`[cache]`: the KV cache engine. The guide's fields keep the guide's names.
+
+    max_tokens: RAM tier, in tokens of KV. ram_bytes_max: the same tier in bytes; whichever is
+    reached first. prefetch_size: blocks loaded ahead along a chain. num_workers: I/O threads.
+    distributed_backend: "gloo" or "nccl"; valid anywhere, checked when the engine starts.
+    persistence_dir: the disk tier's folder, shared by the replicas of a host.
+    cache_generated: also keep KV made while decoding (DESIGN: may differ in float noise).
+    """
+
+    max_tokens: int = 262_144
+    block_tokens: int = 64
+    ram_bytes_max: int = 4 * GIB
+    eviction: str = "adaptive"
+    seed: int = 0
+    enable_prefetch: bool = True
+    prefetch_size: int = 16
+    enable_persistence: bool = False
+    persistence_dir: str = ""
+    disk_bytes_max: int = 16 * GIB
+    fsync: Literal["none", "interval", "always"] = "interval"
+    fsync_interval_s: float = 5.0
+    tier_deadline_s: float = 2.0
+    write_queue_bytes_max: int = 256 * MIB
+    num_workers: int = 4
+    enable_distributed: bool = False
+    distributed_backend: Literal["gloo", "nccl"] = "gloo"
+    ttl_s: float = 0.0
+    tenant_share_max: float = 1.0
+    quantisation: Literal["none", "int8"] = "none"
+    compression: Literal["none", "lz4", "zstd"] = "none"
+    break_even: bool = True
+    cache_generated: bool = False
+
+    def __post_init__(self) -> None:
+        _whole("block_tokens", self.block_tokens, 1, 4096)
+        _whole("max_tokens", self.max_tokens, self.block_tokens, 1 << 40)
+        _whole("ram_bytes_max", self.ram_bytes_max, MIB, 1 << 50)
+        _one_of("eviction", self.eviction, EVICTION_POLICIES)
+        _whole("prefetch_size", self.prefetch_size, 0, 4096)
+        _whole("disk_bytes_max", self.disk_bytes_max, MIB, 1 << 60)
+        _one_of("fsync", self.fsync, ("none", "interval", "always"))
+        _in_range("fsync_interval_s", self.fsync_interval_s, 0.01, 3600)
+        _in_range("tier_deadline_s", self.tier_deadline_s, 0.001, 600)
+        _whole("write_queue_bytes_max", self.write_queue_bytes_max, MIB, 1 << 40)
+        _whole("num_workers", self.num_workers, 1, 1024)
+        _one_of("distributed_backend", self.distributed_backend, ("gloo", "nccl"))
+        _in_range("ttl_s", self.ttl_s, 0, 10 * 365 * 86400)
+        _in_range("tenant_share_max", self.tenant_share_max, 0.001, 1.0)
+        _one_of("quantisation", self.quantisation, ("none", "int8"))
+        _one_of("compression", self.compression, ("none", "lz4", "zstd"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ServeConfig:
+    """`[serve]`: one replica.
+
+    model: path of a GGUF file, "" for the built-in one. slots: sequences in one batch.
+    context_tokens: prompt plus output of one sequence. waiting_max: requests beyond the slots.
+    cache_secret: region-wide secret from which tenant salts are derived.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8002
+    engine: Literal["embedded", "timed"] = "embedded"
+    model: str = ""
+    slots: int = 4
+    context_tokens: int = 4096
+    threads: int = 0
+    waiting_max: int = 256
+    request_deadline_s: float = 300.0
+    drain_s: float = 30.0
+    cache_secret: str = ""
+    share_between_tenants: bool = False
+
+    def __post_init__(self) -> None:
+        _whole("port", self.port, 0, 65535)
+        _one_of("engine", self.engine, ("embedded", "timed"))
+        _whole("slots", self.slots, 1, 256)
+        _whole("context_tokens", self.context_tokens, 128, 1 << 20)
+        _whole("threads", self.threads, 0, 1024)
+        _whole("waiting_max", self.waiting_max, 0, 1 << 20)
+        _in_range("request_deadline_s", self.request_deadline_s, 0.1, 86400)
+        _in_range("drain_s", self.drain_s, 0, 3600)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TimedConfig:
+    """`[timed]`: the rates of the timed engine, one of DESIGN's two engines.
+
+    block_bytes: payload of one block. time_scale: 0.5 runs twice as fast.
+    """
+
+    prefill_tokens_per_s: float = 8000.0
+    decode_tokens_per_s: float = 50.0
+    block_bytes: int = 65536
+    time_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _in_range("prefill_tokens_per_s", self.prefill_tokens_per_s, 1, 1e9)
+        _in_range("decode_tokens_per_s", self.decode_tokens_per_s, 0.1, 1e9)
+        _whole("block_bytes", self.block_bytes, 16, 1 << 30)
+        _in_range("time_scale", self.time_scale, 0, 1000)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RouteConfig:
+    """`[route]`: the router. replicas: URLs of a static list."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    policy: Literal["round_robin", "least_conn"] = "least_conn"
+    replicas: tuple[str, ...] = ()
+    connect_timeout_s: float = 1.0
+    response_timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        _whole("port", self.port, 0, 65535)
+        _one_of("policy", self.policy, ("round_robin", "least_conn"))
+        _in_range("connect_timeout_s", self.connect_timeout_s, 0.01, 60)
+        _in_range("response_timeout_s", self.response_timeout_s, 0.1, 86400)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class UpConfig:
+    """`[up]`: a region on this machine. state_dir: its only folder; "" for `.bul` here."""
+
+    replicas: int = 2
+    replicas_max: int = 10
+    state_dir: str = ""
+    log_format: Literal["text", "json"] = "text"
+
+    def __post_init__(self) -> None:
+        _whole("replicas_max", self.replicas_max, 1, 1000)
+        _whole("replicas", self.replicas, 1, self.replicas_max)
+        _one_of("log_format", self.log_format, ("text", "json"))

@@ -1,0 +1,1 @@
+"""Inference: tokens in, tokens out, KV out and in per block. Open `runner.py` first."""

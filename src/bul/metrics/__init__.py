@@ -1,0 +1,1 @@
+"""Metrics: windows, quantiles, the seven signals. Open `snapshot.py` first."""

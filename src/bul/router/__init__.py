@@ -1,0 +1,1 @@
+"""Router: sends a prompt to where its prefix lies, on :8000. Open `route.py` first."""

@@ -1,0 +1,1 @@
+"""Scaling: decide how many replicas, and make it so. Open `decide.py` first."""
