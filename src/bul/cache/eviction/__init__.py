@@ -1,1 +1,1 @@
-"""Eviction: which block goes next. Open `contract.py` first."""
+"""Eviction: which block goes next. Open `make.py` first: `make_policy("adaptive", capacity)`."""

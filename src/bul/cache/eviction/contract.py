@@ -57,8 +57,15 @@ class EvictionPolicy(Protocol):
     def access(self, access: Access) -> list[Hashable]:
         """Touch the resident prefix of the path and insert the rest; return the keys that left.
 
-        A key of the path itself may be among them: then it was not admitted. Afterwards the
-        resident part of the path is again a prefix of it.
+        A key of the path itself may be among them: then it was not admitted, or was resident and
+        lost to others. Afterwards the resident part of the path is again a prefix of it.
+        """
+        ...
+
+    def finish(self, path: Sequence[Hashable], output_tokens: int) -> None:
+        """The request over `path` ended after `output_tokens`: what `access` could not know yet.
+
+        Optional: a request that is never finished counts as one of unknown length.
         """
         ...
 

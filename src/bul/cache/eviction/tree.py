@@ -1,0 +1,290 @@
+"""The tree of resident keys that every eviction policy shares, and the walk of one request over it.
+
+It refuses to judge: which leaf goes next is the subclass's `_victim`. It keeps the rules that all
+policies have in common, so that a policy cannot break them:
+
+- the resident set is prefix-closed: only a leaf (no resident child) leaves;
+- a held leaf does not leave, and its ancestors cannot, since they have a resident child;
+- room is made before a block comes in, never by the request's own blocks: a path longer than the
+  cache keeps its head. A policy that lets the new blocks compete overrides `access`.
+
+A published policy is written for single keys. Here a request touches a whole path, and a leaf is
+all that may leave, so each one is adapted the same way: its queues or lists keep their published
+order, and the victim is the first *unheld leaf* in that order. With paths of length one every block
+is a leaf, and the policy is exactly the published one; the tests compare it that way.
+
+Order among leaves is a heap with lazy deletion. A request changes the order of one leaf (the end of
+its path), and an eviction makes at most one new leaf (the parent), so a request costs
+O(path + evicted x log n) and inner blocks are never in a heap at all.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable, Sequence
+
+from bul.cache.eviction.contract import Access
+
+__all__ = ["LeafHeap", "Node", "TreePolicy"]
+
+HEAP_SLACK = 64
+"""A heap is rebuilt when it is longer than twice the residents plus this."""
+
+
+class Node:
+    """One resident block. `ticket` is 0 unless the node lies in a heap as a candidate."""
+
+    __slots__ = (
+        "count",
+        "first_child",
+        "holds",
+        "key",
+        "next_sibling",
+        "parent",
+        "previous_sibling",
+        "queue",
+        "stamp",
+        "ticket",
+    )
+
+    def __init__(self, key: Hashable, parent: Node | None) -> None:
+        self.key = key
+        self.parent = parent
+        self.first_child: Node | None = None
+        self.next_sibling: Node | None = None
+        self.previous_sibling: Node | None = None
+        self.holds = 0
+        self.ticket = 0
+        self.stamp = 0
+        self.count = 0
+        self.queue = 0
+
+
+class LeafHeap:
+    """Candidates by priority, least first; stale entries are dropped when they come up."""
+
+    __slots__ = ("_entries", "queue")
+
+    def __init__(self, queue: int = 0) -> None:
+        self._entries: list[tuple[int, int, int, Node]] = []
+        self.queue = queue
+
+    def push(self, node: Node, major: int, minor: int = 0) -> None:
+        """Add `node`, whose `ticket` is set and unique; it sorts by (major, minor, ticket)."""
+        heapq.heappush(self._entries, (major, minor, node.ticket, node))
+
+    def first(self) -> Node | None:
+        """The least candidate, which stays; `None` if there is none."""
+        entries = self._entries
+        while entries:
+            _, _, ticket, node = entries[0]
+            if node.ticket == ticket and node.queue == self.queue:
+                if node.first_child is None and not node.holds:
+                    return node
+                node.ticket = 0
+            heapq.heappop(entries)
+        return None
+
+    def compact(self, residents: int) -> None:
+        """Drop stale entries once they outnumber the residents."""
+        if len(self._entries) > 2 * residents + HEAP_SLACK:
+            queue = self.queue
+            self._entries = [
+                entry
+                for entry in self._entries
+                if entry[3].ticket == entry[2] and entry[3].queue == queue
+            ]
+            heapq.heapify(self._entries)
+
+
+class TreePolicy:
+    """The base of all policies; see the module's text. Subclasses fill in the five hooks."""
+
+    name = ""
+
+    def __init__(self, capacity: int, seed: int = 0) -> None:
+        assert capacity >= 1, "make_policy checks the capacity"
+        self.capacity = capacity
+        self._nodes: dict[Hashable, Node] = {}
+        self._tick = 0  # requests so far
+        self._ticket = 0
+        self._heaps: tuple[LeafHeap, ...] = ()
+
+    # hooks
+
+    def _touch(self, node: Node) -> None:
+        """A resident block of the path was used."""
+
+    def _miss(self, key: Hashable) -> None:
+        """`key` is about to come in; room has not been made yet."""
+
+    def _victim(self) -> Node | None:
+        """The unheld leaf that goes next, or `None` if there is none."""
+        raise AssertionError
+
+    def _start(self, node: Node) -> None:
+        """A new block came in; it has its tree links but no order yet."""
+
+    def _enqueue(self, node: Node) -> None:
+        """`node` (an unheld leaf with a fresh `ticket`) becomes a candidate."""
+
+    def _forget(self, node: Node, *, evicted: bool) -> None:
+        """`node` left, by eviction or by `remove`."""
+
+    # the contract
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._nodes
+
+    def match(self, path: Sequence[Hashable]) -> int:
+        """Length of the longest resident prefix of `path`. Does not modify the policy."""
+        nodes = self._nodes
+        parent: Node | None = None
+        for length, key in enumerate(path):
+            node = nodes.get(key)
+            if node is None or node.parent is not parent:
+                return length
+            parent = node
+        return len(path)
+
+    def access(self, access: Access) -> list[Hashable]:
+        """Touch the resident prefix and insert the rest; returns the keys that left."""
+        self._tick += 1
+        path = access.path
+        tip, length = self._walk(path)
+        if tip is not None:
+            tip.ticket = 0  # not a candidate while its own request is admitted
+        gone: list[Hashable] = []
+        while length < len(path) and path[length] not in self._nodes:
+            self._miss(path[length])
+            if not self._make_room(gone):
+                break
+            tip = self._insert(path[length], tip)
+            length += 1
+        gone.extend(key for key in path[length:] if key not in self._nodes)
+        if tip is not None:
+            self._offer(tip)
+        self._compact()
+        return gone
+
+    def finish(self, path: Sequence[Hashable], output_tokens: int) -> None:
+        """The request over `path` ended; the published policies have no use for that."""
+
+    def hold(self, key: Hashable) -> None:
+        """A resident key is in use until as many `unhold`s came. KeyError if not resident."""
+        self._nodes[key].holds += 1
+
+    def unhold(self, key: Hashable) -> None:
+        node = self._nodes.get(key)
+        if node is None:  # taken out by `remove` while held
+            return
+        assert node.holds > 0, "unhold without hold"
+        node.holds -= 1
+        self._offer(node)
+
+    def remove(self, key: Hashable) -> list[Hashable]:
+        """Take a key and all its resident descendants out, held or not; returns them."""
+        top = self._nodes.get(key)
+        if top is None:
+            return []
+        family = [top]
+        for node in family:  # grows while it is walked: parents before children
+            child = node.first_child
+            while child is not None:
+                family.append(child)
+                child = child.next_sibling
+        parent = top.parent
+        for node in reversed(family):
+            self._detach(node)
+            self._forget(node, evicted=False)
+        if parent is not None:
+            self._offer(parent)
+        return [node.key for node in family]
+
+    def resize(self, capacity: int) -> list[Hashable]:
+        """Change the capacity; returns the keys that left."""
+        assert capacity >= 1, "a policy holds at least one block"
+        self.capacity = capacity
+        gone: list[Hashable] = []
+        while len(self._nodes) > capacity:
+            victim = self._victim()
+            if victim is None:
+                break
+            self._evict(victim, gone)
+        self._compact()
+        return gone
+
+    # the tree
+
+    def _walk(self, path: Sequence[Hashable]) -> tuple[Node | None, int]:
+        """Touch the resident prefix of `path`; returns its last node and its length."""
+        nodes, touch = self._nodes, self._touch
+        tip: Node | None = None
+        for length, key in enumerate(path):
+            node = nodes.get(key)
+            if node is None or node.parent is not tip:
+                return tip, length
+            touch(node)
+            tip = node
+        return tip, len(path)
+
+    def _make_room(self, gone: list[Hashable]) -> bool:
+        """Evict until one more block fits; False if nothing may leave."""
+        while len(self._nodes) >= self.capacity:
+            victim = self._victim()
+            if victim is None:
+                return False
+            self._evict(victim, gone)
+        return True
+
+    def _insert(self, key: Hashable, parent: Node | None) -> Node:
+        node = self._link(Node(key, parent))
+        self._start(node)
+        return node
+
+    def _link(self, node: Node) -> Node:
+        parent = node.parent
+        self._nodes[node.key] = node
+        if parent is not None:
+            sibling = parent.first_child
+            node.next_sibling = sibling
+            if sibling is not None:
+                sibling.previous_sibling = node
+            parent.first_child = node
+        return node
+
+    def _detach(self, node: Node) -> None:
+        """Take a leaf out of the tree."""
+        del self._nodes[node.key]
+        before, after = node.previous_sibling, node.next_sibling
+        if before is not None:
+            before.next_sibling = after
+        elif node.parent is not None:
+            node.parent.first_child = after
+        if after is not None:
+            after.previous_sibling = before
+        node.ticket = 0
+        # A cycle of references would keep dead nodes until the next garbage collection.
+        node.previous_sibling = node.next_sibling = node.first_child = None
+
+    def _evict(self, node: Node, gone: list[Hashable]) -> None:
+        self._detach(node)
+        gone.append(node.key)
+        self._forget(node, evicted=True)
+        if node.parent is not None:
+            self._offer(node.parent)
+
+    def _offer(self, node: Node) -> None:
+        """Make `node` a candidate, unless it may not leave."""
+        if node.first_child is None and not node.holds:
+            self._ticket += 1
+            node.ticket = self._ticket
+            self._enqueue(node)
+
+    def _compact(self) -> None:
+        residents = len(self._nodes)
+        for heap in self._heaps:
+            heap.compact(residents)
