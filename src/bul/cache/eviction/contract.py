@@ -24,7 +24,8 @@ class Access:
 
     path: keys of its full blocks, root first. now_s: seconds, any origin, never backwards.
     output_tokens: as far as known (0 while unknown). block_tokens: tokens of one block, so that
-    depth means recompute cost. tenant, session: "" when unknown.
+    depth means recompute cost. tenant, session: "" when unknown. touched: an earlier access of this
+    very request has touched path[:touched] (it stores its blocks in several calls): no second use.
     """
 
     path: Sequence[Hashable]
@@ -33,6 +34,7 @@ class Access:
     block_tokens: int = 64
     tenant: str = ""
     session: str = ""
+    touched: int = 0
 
 
 class EvictionPolicy(Protocol):
