@@ -8,14 +8,24 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
+from bul.cache.eviction.arc import Arc
 from bul.cache.eviction.contract import EvictionPolicy
+from bul.cache.eviction.fifo import Fifo
+from bul.cache.eviction.lecar import Lecar
+from bul.cache.eviction.lfu import Lfu
 from bul.cache.eviction.lru import Lru
+from bul.cache.eviction.s3fifo import S3Fifo
 from bul.errors import ConfigError
 
 __all__ = ["POLICY_NAMES", "make_policy"]
 
 _MAKERS: dict[str, Callable[[int, int], EvictionPolicy]] = {
     "lru": Lru,
+    "fifo": Fifo,
+    "lfu": Lfu,
+    "arc": Arc,
+    "s3fifo": S3Fifo,
+    "lecar": Lecar,
 }
 
 POLICY_NAMES: tuple[str, ...] = tuple(_MAKERS)
