@@ -1,8 +1,7 @@
-"""Frozen settings, checked at birth, and the one place that reads files and the environment.
+"""One frozen dataclass per section of `bul.toml`, checked at birth.
 
-Refuses what it does not know: an unknown key is an error that names the nearest known one.
-Rising order: defaults, `bul.toml`, `BUL_*` in the environment, flags (see `settings.py`'s loader
-below once it lands). Each section of `bul.toml` is one dataclass here.
+Refuses values out of range with a message that names the field and the legal range; where a
+value came from is the loader's business (`load.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +12,14 @@ from typing import Literal
 
 from bul.errors import ConfigError
 
-__all__ = ["KVCacheConfig", "RouteConfig", "ServeConfig", "TimedConfig", "UpConfig"]
+__all__ = [
+    "EVICTION_POLICIES",
+    "KVCacheConfig",
+    "RouteConfig",
+    "ServeConfig",
+    "TimedConfig",
+    "UpConfig",
+]
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -1,0 +1,29 @@
+"""Frozen settings, and the one place that reads configuration files and the environment.
+
+Open `sections.py` first: one dataclass per section of `bul.toml`; `load.py` reads them.
+"""
+
+from bul.config.load import Origin, Settings, environment, field_type, is_secret, load_settings
+from bul.config.sections import (
+    EVICTION_POLICIES,
+    KVCacheConfig,
+    RouteConfig,
+    ServeConfig,
+    TimedConfig,
+    UpConfig,
+)
+
+__all__ = [
+    "EVICTION_POLICIES",
+    "KVCacheConfig",
+    "Origin",
+    "RouteConfig",
+    "ServeConfig",
+    "Settings",
+    "TimedConfig",
+    "UpConfig",
+    "environment",
+    "field_type",
+    "is_secret",
+    "load_settings",
+]
