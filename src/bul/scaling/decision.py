@@ -1,0 +1,26 @@
+"""A decision and its reason: what `decide` returns, what the loop acts on and history shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import StrEnum
+
+__all__ = ["Decision", "Direction"]
+
+
+class Direction(StrEnum):
+    """Which way the number of replicas is wanted to go."""
+
+    UP = "up"
+    DOWN = "down"
+    HOLD = "hold"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """`replicas` wanted, and why. `alert` asks for a person: more replicas would not help."""
+
+    direction: Direction
+    replicas: int
+    reason: str
+    alert: str = ""
