@@ -1,0 +1,7 @@
+"""`python -m bul` is `bul`."""
+
+import sys
+
+from bul.cli.main import main
+
+sys.exit(main())
