@@ -4,7 +4,8 @@ N. Megiddo and D. Modha, "ARC: A Self-Tuning, Low Overhead Replacement Cache", F
 T1 holds blocks seen once since they came in, T2 those seen again; B1 and B2 remember the keys that
 left either. A miss on a key in B1 says that T1 was too small and moves the target p up by
 max(1, |B2| / |B1|); B2 moves it down. REPLACE evicts from T1 while it is above p, else from T2.
-Worked number: c = 100, |B1| = 10, |B2| = 30: a miss found in B1 raises p by 3, in B2 lowers it by 1.
+Worked number: c = 100, |B1| = 10, |B2| = 30: a miss found in B1 raises p by 3, one found in B2
+lowers it by 1.
 
 It refuses to use anything but the order of accesses.
 Adapted: the least recent *leaf* of a list goes; if the chosen list has no leaf that may go (its

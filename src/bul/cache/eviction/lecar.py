@@ -1,15 +1,16 @@
 """Leaf-only LeCaR: LRU and LFU both propose, a coin weighted by their past mistakes decides.
 
 G. Vietri et al., "Driving Cache Replacement with ML-based LeCaR", HotStorage 2018. A key that one
-expert evicted stays in that expert's history; a miss on it is regret r = d^t, t being the requests
-since, and raises the *other* expert's weight by e^(lambda r). lambda = 0.45, d = 0.005^(1/capacity),
-a history as long as the cache for each.
+expert evicted stays in that expert's history; a miss on it is regret r = d^t, t being the accesses
+since, and raises the *other* expert's weight by e^(lambda r). lambda = 0.45 and
+d = 0.005^(1/capacity). As in the authors' code, a history is half as long as the cache, a block that
+both experts chose enters none, a block that comes back from one keeps its count, and no weight
+falls under 0.01.
 Worked number: capacity 100, LRU's victim missed 50 accesses later: r = 0.005^0.5 = 0.07, LFU's
 weight grows by e^0.032 = 3 % before both are normalised.
 
 It refuses to use the machine's randomness: the coin is seeded.
-Adapted: both experts propose their first *leaf*; time is counted in accessed blocks; a block that
-comes back from a history keeps its count, as in the authors' code.
+Adapted: both experts propose their first *leaf*; time is counted in accessed blocks.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from bul.cache.eviction.tree import LeafHeap, Node, TreePolicy
 
 __all__ = ["Lecar"]
 
-_LRU, _LFU = 0, 1
+_LRU, _LFU, _BOTH = 0, 1, 2
 LEARNING_RATE = 0.45
 DISCOUNT_BASE = 0.005
+WEIGHT_MIN = 0.01
 
 
 class Lecar(TreePolicy):
@@ -66,8 +68,7 @@ class Lecar(TreePolicy):
         weights = self._weights
         weights[1 - expert] *= math.exp(LEARNING_RATE * regret)
         total = weights[_LRU] + weights[_LFU]
-        # Neither expert is ever silenced for good (the authors' code does the same at 1 %).
-        share = min(max(weights[_LRU] / total, 0.01), 0.99)
+        share = min(max(weights[_LRU] / total, WEIGHT_MIN), 1.0 - WEIGHT_MIN)
         weights[_LRU], weights[_LFU] = share, 1.0 - share
 
     def _start(self, node: Node) -> None:
@@ -80,12 +81,16 @@ class Lecar(TreePolicy):
         self._experts[_LFU].push(node, node.count, node.stamp)
 
     def _victim(self) -> Node | None:
+        proposals = self._experts[_LRU].first(), self._experts[_LFU].first()
         self._chosen = _LRU if self._random.random() < self._weights[_LRU] else _LFU
-        return self._experts[self._chosen].first()
+        victim = proposals[self._chosen]
+        if proposals[_LRU] is proposals[_LFU]:
+            self._chosen = _BOTH
+        return victim
 
     def _forget(self, node: Node, *, evicted: bool) -> None:
-        if evicted:
+        if evicted and self._chosen != _BOTH:
             history = self._histories[self._chosen]
             history[node.key] = (self._accesses, node.count)
-            if len(history) > self.capacity:
+            if len(history) > self.capacity // 2:
                 history.popitem(last=False)

@@ -4,8 +4,10 @@ J. Yang, Y. Zhang, Z. Qiu, Y. Yue, R. Vinayak, "FIFO queues are all you need for
 SOSP 2023, algorithm 1. New blocks enter the small queue S (a tenth of the capacity); used twice or
 more by the time they reach its end they move to the main queue M, else only their key stays in the
 ghost queue, and a miss on a ghost goes to M at once. M gives a block one more round per use, at
-most three.
-Worked number: capacity 100: S is drained while it holds 10 or more, and 90 ghosts are kept.
+most three. As in the authors' libCacheSim, M is drained while it is above its share, else S, and until
+the first eviction new blocks that S has no room for go to M.
+Worked number: capacity 100: S has 10, M 90, and 90 ghosts are kept; a block used four times while
+in M outlives three rounds.
 
 It refuses to reorder on a hit: a hit only counts.
 Adapted: a queue is drained from its oldest *leaf*; an inner block keeps its place and is judged
@@ -42,6 +44,10 @@ class S3Fifo(TreePolicy):
         self._to_main = False
         self._filled = False
 
+    @property
+    def _small_max(self) -> int:
+        return int(SMALL_SHARE * self.capacity)
+
     def _touch(self, node: Node) -> None:
         if node.count < COUNT_MAX:
             node.count += 1
@@ -50,8 +56,8 @@ class S3Fifo(TreePolicy):
         self._to_main = key in self._ghosts
         if self._to_main:
             del self._ghosts[key]
-        elif not self._filled and self._sizes[_SMALL] >= int(SMALL_SHARE * self.capacity):
-            self._to_main = True
+        elif not self._filled:
+            self._to_main = self._sizes[_SMALL] >= self._small_max
 
     def _start(self, node: Node) -> None:
         self._enter(node, _MAIN if self._to_main else _SMALL)
@@ -67,7 +73,7 @@ class S3Fifo(TreePolicy):
 
     def _victim(self) -> Node | None:
         while True:
-            main_max = self.capacity - int(SMALL_SHARE * self.capacity)
+            main_max = self.capacity - self._small_max
             drain_main = self._sizes[_MAIN] > main_max or not self._sizes[_SMALL]
             queue = _MAIN if drain_main else _SMALL
             node = self._queues[queue].first() or self._queues[1 - queue].first()
@@ -92,5 +98,5 @@ class S3Fifo(TreePolicy):
         self._sizes[node.queue] -= 1
         if evicted and node.queue == _SMALL:
             self._ghosts[node.key] = None
-            while len(self._ghosts) > (1 - SMALL_SHARE) * self.capacity:
+            while len(self._ghosts) > self.capacity - self._small_max:
                 self._ghosts.popitem(last=False)
