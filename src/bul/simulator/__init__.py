@@ -1,0 +1,1 @@
+"""Simulator: a region in virtual time, from one seed. Open `cluster.py` first."""

@@ -1,0 +1,211 @@
+"""One continuous-batching replica in virtual time, the model that the simulator works on.
+
+It mirrors the runner: each loop turn computes one prefill chunk and then one token of every
+running sequence. Between two events (an arrival, a prefill done, a reply done) all rates are
+constant, so nothing happens per token:
+
+    turn_s        = chunk / prefill_rate + (decode_base + decode_each * running)
+    prefill speed = chunk / turn_s tokens/s, first come first served
+    decode speed  = 1 / turn_s tokens/s for each running sequence
+
+Worked number (profile `8b`): 20 running, one prompt in prefill: a turn is 512/8000 + 0.012 +
+20 * 0.0004 = 84 ms, so the prompt advances at 6,095 tokens/s and each reply at 11.9 tokens/s.
+
+A reply of `out` tokens is done when the replica's cumulative tokens per sequence, `virtual`, has
+grown by `out`; one heap of those marks per replica replaces an event per token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import math
+from collections import deque
+
+from bul.errors import ConfigError
+
+__all__ = ["PROFILES", "Job", "ReplicaModel", "ReplicaProfile"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ReplicaProfile:
+    """Rates of one replica. measured: whether they come from `bul bench` or are round numbers.
+
+    prefill_tokens_per_s: alone. decode_base_s, decode_each_s: one decode call, and what every
+    sequence in it adds. chunk_tokens: prefill tokens per turn. cache_tokens: KV it can keep.
+    """
+
+    name: str
+    prefill_tokens_per_s: float
+    decode_base_s: float
+    decode_each_s: float
+    slots: int
+    chunk_tokens: int
+    cache_tokens: int
+    overhead_s: float = 0.0
+    measured: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("prefill_tokens_per_s", "decode_base_s", "slots", "chunk_tokens"):
+            value = getattr(self, field)
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"profile {self.name}: {field} must be above 0, was {value}")
+
+
+PROFILES = {
+    "8b": ReplicaProfile(
+        name="8b",
+        prefill_tokens_per_s=8000.0,
+        decode_base_s=0.012,
+        decode_each_s=0.0004,
+        slots=64,
+        chunk_tokens=512,
+        cache_tokens=400_000,
+    ),
+    "70b": ReplicaProfile(
+        name="70b",
+        prefill_tokens_per_s=3000.0,
+        decode_base_s=0.030,
+        decode_each_s=0.0006,
+        slots=64,
+        chunk_tokens=512,
+        cache_tokens=600_000,
+    ),
+}
+"""Round, named profiles, not measurements: an 8B model on one GPU, a 70B model on four."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Job:
+    """One request inside the simulator. Times are virtual seconds; nan until they happen."""
+
+    arrived_s: float
+    prefill_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    started_s: float = math.nan
+    first_token_s: float = math.nan
+    done_s: float = math.nan
+    tag: object = None
+
+
+class ReplicaModel:
+    """State of one replica. The caller keeps time: `advance(now)` before any change."""
+
+    __slots__ = (
+        "_decode_rate",
+        "_prefill_left",
+        "_prefill_rate",
+        "_prefilling",
+        "_running",
+        "_sequence",
+        "_virtual",
+        "busy_s",
+        "now_s",
+        "profile",
+        "waiting",
+    )
+
+    def __init__(self, profile: ReplicaProfile, now_s: float) -> None:
+        self.profile = profile
+        self.now_s = now_s
+        self.busy_s = 0.0
+        self.waiting: deque[Job] = deque()
+        self._prefilling: deque[Job] = deque()
+        self._prefill_left = 0.0
+        self._running: list[tuple[float, int, Job]] = []
+        self._virtual = 0.0
+        self._sequence = 0
+        self._prefill_rate = 0.0
+        self._decode_rate = 0.0
+
+    @property
+    def running(self) -> int:
+        """Sequences that hold a slot."""
+        return len(self._running) + len(self._prefilling)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._running) + len(self._prefilling) + len(self.waiting)
+
+    def advance(self, now_s: float) -> None:
+        """Let virtual time pass to `now_s`; it must not lie beyond `next_event_s()`."""
+        elapsed_s = now_s - self.now_s
+        if elapsed_s > 0.0:
+            if self._running or self._prefilling:
+                self.busy_s += elapsed_s
+            self._virtual += self._decode_rate * elapsed_s
+            self._prefill_left -= self._prefill_rate * elapsed_s
+        self.now_s = now_s
+
+    def next_event_s(self) -> float:
+        """When the next prefill or reply is done; inf when idle."""
+        soonest_s = math.inf
+        if self._prefilling:
+            soonest_s = max(self._prefill_left, 0.0) / self._prefill_rate
+        if self._running:
+            left = max(self._running[0][0] - self._virtual, 0.0)
+            soonest_s = min(soonest_s, left / self._decode_rate)
+        return self.now_s + soonest_s
+
+    def submit(self, job: Job) -> None:
+        """A request arrives (after `advance`)."""
+        self.waiting.append(job)
+        self._admit()
+
+    def finish_due(self) -> list[Job]:
+        """Complete what is due at `now_s` (after `advance`); returns the replies that ended."""
+        done: list[Job] = []
+        if self._prefilling and self._prefill_left <= 1e-6:
+            self._start_decoding(self._prefilling.popleft(), done)
+            self._prefill_left = self._head_tokens()
+        while self._running and self._running[0][0] - self._virtual <= 1e-6:
+            job = heapq.heappop(self._running)[2]
+            job.done_s = self.now_s
+            done.append(job)
+        self._admit()
+        return done
+
+    def drop_all(self) -> list[Job]:
+        """The replica dies: everything in it, without results."""
+        jobs = [*self.waiting, *self._prefilling, *(entry[2] for entry in self._running)]
+        self.waiting.clear()
+        self._prefilling.clear()
+        self._running.clear()
+        self._set_rates()
+        return jobs
+
+    def _start_decoding(self, job: Job, done: list[Job]) -> None:
+        job.first_token_s = self.now_s + self.profile.overhead_s
+        if job.output_tokens <= 1:
+            job.done_s = self.now_s
+            done.append(job)
+            return
+        self._sequence += 1
+        mark = self._virtual + job.output_tokens - 1
+        heapq.heappush(self._running, (mark, self._sequence, job))
+
+    def _head_tokens(self) -> float:
+        return float(self._prefilling[0].prefill_tokens) if self._prefilling else 0.0
+
+    def _admit(self) -> None:
+        slots = self.profile.slots
+        while self.waiting and len(self._running) + len(self._prefilling) < slots:
+            job = self.waiting.popleft()
+            job.started_s = self.now_s
+            self._prefilling.append(job)
+            if len(self._prefilling) == 1:
+                self._prefill_left = self._head_tokens()
+        self._set_rates()
+
+    def _set_rates(self) -> None:
+        profile, running = self.profile, len(self._running)
+        turn_s = profile.decode_base_s + profile.decode_each_s * running if running else 0.0
+        if self._prefilling:
+            # A short prompt's only chunk is shorter: its turn must not cost a whole chunk.
+            chunk = min(profile.chunk_tokens, max(self._prefilling[0].prefill_tokens, 1))
+            turn_s += chunk / profile.prefill_tokens_per_s
+            self._prefill_rate = chunk / turn_s
+        else:
+            self._prefill_rate = 0.0
+        self._decode_rate = 1.0 / turn_s if running else 0.0
