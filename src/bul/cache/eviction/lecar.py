@@ -3,9 +3,9 @@
 G. Vietri et al., "Driving Cache Replacement with ML-based LeCaR", HotStorage 2018. A key that one
 expert evicted stays in that expert's history; a miss on it is regret r = d^t, t being the accesses
 since, and raises the *other* expert's weight by e^(lambda r). lambda = 0.45 and
-d = 0.005^(1/capacity). As in the authors' code, a history is half as long as the cache, a block that
-both experts chose enters none, a block that comes back from one keeps its count, and no weight
-falls under 0.01.
+d = 0.005^(1/capacity). As in the authors' code, a history is half as long as the cache, a block
+that both experts chose enters none, one that comes back from a history keeps its count, and no
+weight falls under 0.01.
 Worked number: capacity 100, LRU's victim missed 50 accesses later: r = 0.005^0.5 = 0.07, LFU's
 weight grows by e^0.032 = 3 % before both are normalised.
 

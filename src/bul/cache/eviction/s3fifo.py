@@ -4,8 +4,8 @@ J. Yang, Y. Zhang, Z. Qiu, Y. Yue, R. Vinayak, "FIFO queues are all you need for
 SOSP 2023, algorithm 1. New blocks enter the small queue S (a tenth of the capacity); used twice or
 more by the time they reach its end they move to the main queue M, else only their key stays in the
 ghost queue, and a miss on a ghost goes to M at once. M gives a block one more round per use, at
-most three. As in the authors' libCacheSim, M is drained while it is above its share, else S, and until
-the first eviction new blocks that S has no room for go to M.
+most three. As in the authors' libCacheSim, M is drained while it is above its share, else S, and
+until the first eviction new blocks that S has no room for go to M.
 Worked number: capacity 100: S has 10, M 90, and 90 ghosts are kept; a block used four times while
 in M outlives three rounds.
 
