@@ -55,6 +55,8 @@ class KVCacheConfig:
     distributed_backend: "gloo" or "nccl"; valid anywhere, checked when the engine starts.
     persistence_dir: the disk tier's folder, shared by the replicas of a host.
     cache_generated: also keep KV made while decoding (DESIGN: may differ in float noise).
+    claim_age_s_max: how long others wait, without seeing progress, for a request that computes a
+    block they need too; then one of them computes it.
     """
 
     max_tokens: int = 262_144
@@ -80,6 +82,7 @@ class KVCacheConfig:
     compression: Literal["none", "lz4", "zstd"] = "none"
     break_even: bool = True
     cache_generated: bool = False
+    claim_age_s_max: float = 60.0
 
     def __post_init__(self) -> None:
         _whole("block_tokens", self.block_tokens, 1, 4096)
@@ -98,6 +101,7 @@ class KVCacheConfig:
         _in_range("tenant_share_max", self.tenant_share_max, 0.001, 1.0)
         _one_of("quantisation", self.quantisation, ("none", "int8"))
         _one_of("compression", self.compression, ("none", "lz4", "zstd"))
+        _in_range("claim_age_s_max", self.claim_age_s_max, 0.01, 3600)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
