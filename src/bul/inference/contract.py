@@ -109,7 +109,17 @@ class ModelCore(Protocol):
         ...
 
     def render_chat(self, messages: Sequence[ChatMessage]) -> str:
-        """The model's chat template applied, with the assistant's opening. Thread-safe."""
+        """The model's chat template applied, with the assistant's opening. Thread-safe.
+
+        For hashing and showing only: tokenised with `special`, a content could forge turns.
+        """
+        ...
+
+    def tokenize_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """The prompt of a chat: the template's control tokens count, a content's do not.
+
+        Raises InvalidRequest when the model has no chat template. Thread-safe.
+        """
         ...
 
     def token_bytes(self, token: int) -> bytes:
@@ -141,7 +151,11 @@ class ModelCore(Protocol):
         ...
 
     def sample(self, slot: int) -> int:
-        """The next token of the slot from the logits of its last computed token."""
+        """The next token of the slot from the logits of its last computed token.
+
+        Only for slots of the last `prefill` or `decode` call, and before the next one: logits
+        live until then.
+        """
         ...
 
     def decode(self, steps: Sequence[tuple[int, int, int]]) -> None:
