@@ -94,6 +94,7 @@ class ReplicaModel:
 
     __slots__ = (
         "_decode_rate",
+        "_first_tokens",
         "_prefill_left",
         "_prefill_rate",
         "_prefilling",
@@ -114,6 +115,7 @@ class ReplicaModel:
         self._prefilling: deque[Job] = deque()
         self._prefill_left = 0.0
         self._running: list[tuple[float, int, Job]] = []
+        self._first_tokens: list[Job] = []
         self._virtual = 0.0
         self._sequence = 0
         self._prefill_rate = 0.0
@@ -166,6 +168,11 @@ class ReplicaModel:
         self._admit()
         return done
 
+    def take_first_tokens(self) -> list[Job]:
+        """Requests whose first token came out since the last call."""
+        jobs, self._first_tokens = self._first_tokens, []
+        return jobs
+
     def drop_all(self) -> list[Job]:
         """The replica dies: everything in it, without results."""
         jobs = [*self.waiting, *self._prefilling, *(entry[2] for entry in self._running)]
@@ -177,6 +184,7 @@ class ReplicaModel:
 
     def _start_decoding(self, job: Job, done: list[Job]) -> None:
         job.first_token_s = self.now_s + self.profile.overhead_s
+        self._first_tokens.append(job)
         if job.output_tokens <= 1:
             job.done_s = self.now_s
             done.append(job)

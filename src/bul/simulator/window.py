@@ -1,0 +1,92 @@
+"""The simulated region's own metrics: what a scaler would see, no more and no earlier.
+
+Refuses to leak the future: a request's length counts towards output tokens only once it is
+done, its TTFT only once its first token is out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from bul.scaling.signals import Signals
+
+__all__ = ["SignalWindow"]
+
+
+class SignalWindow:
+    """Counters of one tick, and quantiles over the last `ticks` of them."""
+
+    __slots__ = (
+        "_busy",
+        "_delays",
+        "_history",
+        "_in_flight",
+        "_output",
+        "_prefill",
+        "_requests",
+        "_ttfts",
+        "_waiting",
+        "ticks",
+    )
+
+    def __init__(self, ticks: int = 4) -> None:
+        self.ticks = ticks
+        self._history: deque[tuple[list[float], list[float]]] = deque(maxlen=ticks)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._ttfts: list[float] = []
+        self._delays: list[float] = []
+        self._requests = 0
+        self._prefill = 0
+        self._output = 0
+        self._busy = 0.0
+        self._in_flight = 0.0
+        self._waiting = 0.0
+
+    def arrived(self, prefill_tokens: int) -> None:
+        self._requests += 1
+        self._prefill += prefill_tokens
+
+    def first_token(self, ttft_s: float, delay_s: float) -> None:
+        self._ttfts.append(ttft_s)
+        self._delays.append(delay_s)
+
+    def done(self, output_tokens: int) -> None:
+        self._output += output_tokens
+
+    def occupied(self, busy_s: float, in_flight_s: float, waiting_s: float) -> None:
+        """Add time integrals of busy replicas, requests in flight and requests waiting."""
+        self._busy += busy_s
+        self._in_flight += in_flight_s
+        self._waiting += waiting_s
+
+    def close(
+        self, now_s: float, tick_s: float, ready: int, pending: int, ttft_idle_ms: float
+    ) -> Signals:
+        """End the tick at `now_s` and say what it showed."""
+        self._history.append((self._ttfts, self._delays))
+        signals = Signals(
+            measured_at_s=now_s,
+            replicas_ready=ready,
+            replicas_pending=pending,
+            requests_per_second=self._requests / tick_s,
+            ttft_p95_ms=self._quantile_ms(0),
+            queue_delay_ms=self._quantile_ms(1),
+            utilization=min(self._busy / (tick_s * max(ready, 1)), 1.0),
+            in_flight=self._in_flight / tick_s,
+            waiting=self._waiting / tick_s,
+            prefill_tokens_per_s=self._prefill / tick_s,
+            output_tokens_per_s=self._output / tick_s,
+            error_rate=0.0,
+            ttft_idle_ms=ttft_idle_ms,
+        )
+        self._reset()
+        return signals
+
+    def _quantile_ms(self, column: int) -> float:
+        values = sorted(value for tick in self._history for value in tick[column])
+        if not values:
+            return 0.0  # A window without requests is fast, not unknown: the region was reachable.
+        return values[min(math.ceil(0.95 * len(values)) - 1, len(values) - 1)] * 1000.0
