@@ -7,7 +7,9 @@ BulError
 ├── BlockCorrupted         bytes do not match their checksum, length or identity
 ├── TierUnavailable        a tier is broken, hung or shut off by its breaker
 ├── ModelUnavailable       a model file is missing, damaged or not loadable
+├── TraceInvalid           a trace file is missing, damaged or empty; the message names the line
 ├── EngineClosed           the engine or runner has stopped
+├── EngineFailed           the model failed while it computed this request
 └── DriverError            replicas could not be started, stopped or listed
 
 Each carries a `hint`: the next step for the person who reads it.
@@ -21,10 +23,12 @@ __all__ = [
     "ConfigError",
     "DriverError",
     "EngineClosed",
+    "EngineFailed",
     "InvalidRequest",
     "ModelUnavailable",
     "Overloaded",
     "TierUnavailable",
+    "TraceInvalid",
 ]
 
 
@@ -82,8 +86,16 @@ class ModelUnavailable(BulError):
     """The model file is missing, damaged, or of a kind that the engine cannot load."""
 
 
+class TraceInvalid(BulError):
+    """A trace cannot be read; the message names the file and the line."""
+
+
 class EngineClosed(BulError):
     """The engine or its runner has been closed."""
+
+
+class EngineFailed(BulError):
+    """The model failed while it computed this request; others go on. Becomes a 500."""
 
 
 class DriverError(BulError):

@@ -8,7 +8,7 @@ runner's own thread alone; it never sees requests, only slots.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Literal, Protocol
 
 from bul.blocks.identity import Identity
@@ -186,11 +186,11 @@ class Runner(Protocol):
     @property
     def core(self) -> ModelCore: ...
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
-        """Stream one reply. Closing the iterator cancels the request and frees its slot.
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+        """Stream one reply. Closing the generator cancels the request and frees its slot.
 
-        Raises InvalidRequest (prompt beyond the context), Overloaded (queue full),
-        EngineClosed.
+        Its first step raises InvalidRequest (prompt beyond the context), Overloaded (queue
+        full), EngineClosed; any step may raise Overloaded (deadline), EngineFailed.
         """
         ...
 
