@@ -1,0 +1,20 @@
+"""`bul cache`: look into the KV cache. Each subcommand lives in `cache_NAME.py` beside this file.
+
+It refuses to hold logic: this is the list of subcommands.
+"""
+
+from __future__ import annotations
+
+import click
+
+from bul.cli.cache_replay import replay_command
+
+__all__ = ["command"]
+
+
+@click.group("cache")
+def command() -> None:
+    """Look into the KV cache."""
+
+
+command.add_command(replay_command)
