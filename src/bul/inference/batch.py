@@ -92,7 +92,8 @@ class Batch:
             self._prefill(active, slot)
             if not active.is_prefilling:
                 self._core.start_sampling(slot, active.request.sampling)
-                self._step(active, slot, before_retiring=self._store_prompt)
+                token = self._core.sample(slot)
+                self._step(active, slot, token, before_retiring=self._store_prompt)
         except Exception as error:  # noqa: BLE001 - the loop outlives any fault of the core
             self.fail((active,), error)
 
@@ -106,9 +107,11 @@ class Batch:
             self._core.decode(
                 [(slot, active.tokens[-1], active.position) for slot, active in batch]
             )
-            for slot, active in batch:
+            # All are sampled before anything else happens in the core: logits live until then.
+            tokens = [self._core.sample(slot) for slot, _ in batch]
+            for (slot, active), token in zip(batch, tokens, strict=True):
                 active.position += 1
-                self._step(active, slot, before_retiring=self._store_generated)
+                self._step(active, slot, token, before_retiring=self._store_generated)
         except Exception as error:  # noqa: BLE001 - the loop outlives any fault of the core
             self.fail([active for _, active in batch], error)
         self._counters.decode_steps_total += 1
@@ -161,19 +164,19 @@ class Batch:
         self,
         active: ActiveRequest,
         slot: int,
+        token: int,
         *,
         before_retiring: Callable[[ActiveRequest, int, FinishReason | None], None],
     ) -> None:
-        """Sample one token, send what can be sent, store, and let a finished request go."""
-        delta = self._sample(active, slot)
+        """Take the next token, send what can be sent, store, and let a finished request go."""
+        delta = self._delta(active, token)
         if delta.text or delta.finish_reason:
             self._postman.post(active.outbox, delta)
         before_retiring(active, slot, delta.finish_reason)
         if delta.finish_reason:
             self._retire(active)
 
-    def _sample(self, active: ActiveRequest, slot: int) -> Delta:
-        token = self._core.sample(slot)
+    def _delta(self, active: ActiveRequest, token: int) -> Delta:
         text, reason = "", None
         if self._core.is_end(token):
             reason, text = _STOP, active.text.finish()

@@ -39,9 +39,6 @@ from bul.inference.stops import TextStream
 
 __all__ = ["BatchingRunner"]
 
-_SETTLE_PATIENCE_S: Final = 60.0
-"""A match that settles later than this is given up; another request may well compute for a
-minute on a laptop, but nobody waits for ever."""
 _JOIN_S: Final = 30.0
 _RETRY_AFTER_MAX_S: Final = 30.0
 
@@ -76,7 +73,8 @@ class BatchingRunner:
         self._clock = clock or SystemClock()
         self._live_max = core.slots + waiting_max
         self._deadline_s = request_deadline_s
-        self._patience_s = min(_SETTLE_PATIENCE_S, request_deadline_s / 2)
+        # Caches have their own deadlines for loads and claims; this is for one that broke them.
+        self._patience_s = request_deadline_s / 2
         self._heartbeat_s = heartbeat_s
         self._cache = FailOpenCache(NoCache() if cache is None else cache, core.block_bytes)
         self._counters = RunnerCounters()
@@ -247,7 +245,6 @@ class BatchingRunner:
         self._batch.prefill_one()
         self._flush()
         self._batch.decode_all()
-        self._flush()
 
     def _expire(self, now_s: float) -> None:
         """All deadlines are equally long, so the oldest requests expire first."""
