@@ -13,8 +13,9 @@ Volume and faults are tested on it, correctness on the real engine. What it imit
               1 / decode_tokens_per_s whatever the batch; both sleep, which releases the GIL
 
 The tokenizer needs no vocabulary: four ASCII bytes are one token, their little-endian u32 (always
-below 2**31); other bytes go up to three at a time with bit 31 set; control tokens are on top. Words
-are four characters long, so that a reply tokenises to the very tokens that were generated.
+below 2**31); other bytes go up to three at a time with bit 31 set; control tokens are on top. No
+token goes over the end of a line, so that text after a line leaves the tokens before it alone;
+words are four characters long, so that a reply tokenises to the tokens that were generated.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _CONTROL_FIRST: Final = 0xFF00_0000
 _CONTROLS: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _CONTROL_IDS: Final = {text: _CONTROL_FIRST + index for index, text in enumerate(_CONTROLS)}
 _CONTROL_SPLIT: Final = re.compile("(" + "|".join(re.escape(text) for text in _CONTROLS) + ")")
-_RUNS: Final = re.compile(rb"[\x00-\x7f]+|[\x80-\xff]+")
+_RUNS: Final = re.compile(rb"[\x00-\x09\x0b-\x7f]*\n|[\x00-\x09\x0b-\x7f]+|[\x80-\xff]+")
 _RAW: Final = 0x8000_0000
 _PIECE_IDS: Final[tuple[int, ...]] = struct.unpack(f"<{len(_PIECES)}I", b"".join(_PIECES))
 
