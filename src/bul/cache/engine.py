@@ -151,7 +151,11 @@ class UltraAdaptiveKVCacheEngine:
         assert len(path) == first + len(blocks), "more blocks than keys"
         now_s = self._clock.now_s()
         expires_s = now_s + self.config.ttl_s if self.config.ttl_s else 0.0
-        new = [Entry(block, expires_s, facts.tenant) for block in blocks]
+        parents = (path[first - 1] if first else b"", *path[first:])
+        new = [
+            Entry(block, parent, expires_s=expires_s, tenant=facts.tenant)
+            for block, parent in zip(blocks, parents, strict=False)
+        ]
         with self._lock:
             owner = self._flights.owner(path[first])
             touched = owner.touched if owner is not None else 0

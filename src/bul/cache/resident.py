@@ -23,15 +23,29 @@ GROW_SHARE = 16
 
 
 class Entry:
-    """One resident block. `expires_s` is on the engine's monotonic clock, 0.0 for never."""
+    """One resident block. `parent` is the key before it, b"" for a chain's first block.
 
-    __slots__ = ("expires_s", "payload", "payload_bytes", "tenant")
+    expires_s: on the owner's clock, 0.0 for never. queued: bit i is set once slower tier i has it
+    or has it in its queue.
+    """
 
-    def __init__(self, payload: Buffer, expires_s: float = 0.0, tenant: str = "") -> None:
+    __slots__ = ("expires_s", "parent", "payload", "payload_bytes", "queued", "tenant")
+
+    def __init__(
+        self,
+        payload: Buffer,
+        parent: bytes = b"",
+        *,
+        expires_s: float = 0.0,
+        tenant: str = "",
+        queued: int = 0,
+    ) -> None:
         self.payload = payload
         self.payload_bytes = payload.nbytes if isinstance(payload, memoryview) else len(payload)
+        self.parent = parent
         self.expires_s = expires_s
         self.tenant = tenant
+        self.queued = queued
 
 
 class Resident:
