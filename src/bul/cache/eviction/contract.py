@@ -47,7 +47,9 @@ class EvictionPolicy(Protocol):
     def capacity(self) -> int: ...
 
     def __len__(self) -> int:
-        """Resident blocks; never above `capacity` (plus held blocks that cannot go)."""
+        """Resident blocks; never above `capacity` after `access` and `resize`, but for held blocks
+        (and their ancestors) that cannot go: they leave in the first `access` that may take them.
+        """
         ...
 
     def __contains__(self, key: Hashable) -> bool: ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
+from bul.cache.eviction.adaptive import Adaptive
 from bul.cache.eviction.arc import Arc
 from bul.cache.eviction.contract import EvictionPolicy
 from bul.cache.eviction.fifo import Fifo
@@ -20,6 +21,7 @@ from bul.errors import ConfigError
 __all__ = ["POLICY_NAMES", "make_policy"]
 
 _MAKERS: dict[str, Callable[[int, int], EvictionPolicy]] = {
+    "adaptive": Adaptive,
     "lru": Lru,
     "fifo": Fifo,
     "lfu": Lfu,

@@ -154,9 +154,10 @@ class TreePolicy:
         """Touch the resident prefix and insert the rest; returns the keys that left."""
         self._tick += 1
         path = access.path
-        tip, length = self._walk(path)
-        if tip is not None:
-            tip.ticket = 0  # not a candidate while its own request is admitted
+        matched, length = self._walk(path)
+        if matched is not None:
+            matched.holds += 1  # losing its last child must not make it a candidate yet
+        tip = matched
         gone: list[Hashable] = []
         while length < len(path) and path[length] not in self._nodes:
             self._miss(path[length])
@@ -165,8 +166,11 @@ class TreePolicy:
             tip = self._insert(path[length], tip)
             length += 1
         gone.extend(key for key in path[length:] if key not in self._nodes)
+        if matched is not None:
+            matched.holds -= 1
         if tip is not None:
             self._offer(tip)
+        self._shrink(gone)
         self._compact()
         return gone
 
@@ -209,11 +213,7 @@ class TreePolicy:
         assert capacity >= 1, "a policy holds at least one block"
         self.capacity = capacity
         gone: list[Hashable] = []
-        while len(self._nodes) > capacity:
-            victim = self._victim()
-            if victim is None:
-                break
-            self._evict(victim, gone)
+        self._shrink(gone)
         self._compact()
         return gone
 
@@ -239,6 +239,14 @@ class TreePolicy:
                 return False
             self._evict(victim, gone)
         return True
+
+    def _shrink(self, gone: list[Hashable]) -> None:
+        """Evict what is above capacity, as far as holds allow."""
+        while len(self._nodes) > self.capacity:
+            victim = self._victim()
+            if victim is None:
+                break
+            self._evict(victim, gone)
 
     def _insert(self, key: Hashable, parent: Node | None) -> Node:
         node = self._link(Node(key, parent))
