@@ -110,6 +110,7 @@ class ServeConfig:
 
     model: path of a GGUF file, "" for the built-in one. slots: sequences in one batch.
     context_tokens: prompt plus output of one sequence. waiting_max: requests beyond the slots.
+    stuck_after_s: without progress for this long, the engine's loop is unhealthy.
     cache_secret: region-wide secret from which tenant salts are derived.
     """
 
@@ -123,6 +124,7 @@ class ServeConfig:
     waiting_max: int = 256
     request_deadline_s: float = 300.0
     drain_s: float = 30.0
+    stuck_after_s: float = 30.0
     cache_secret: str = ""
     share_between_tenants: bool = False
 
@@ -135,6 +137,7 @@ class ServeConfig:
         _whole("waiting_max", self.waiting_max, 0, 1 << 20)
         _in_range("request_deadline_s", self.request_deadline_s, 0.1, 86400)
         _in_range("drain_s", self.drain_s, 0, 3600)
+        _in_range("stuck_after_s", self.stuck_after_s, 0.1, 3600)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
