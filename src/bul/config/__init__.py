@@ -3,7 +3,15 @@
 Open `sections.py` first: one dataclass per section of `bul.toml`; `load.py` reads them.
 """
 
-from bul.config.load import Origin, Settings, environment, field_type, is_secret, load_settings
+from bul.config.load import (
+    Origin,
+    Settings,
+    child_environment,
+    environment,
+    field_type,
+    is_secret,
+    load_settings,
+)
 from bul.config.sections import (
     EVICTION_POLICIES,
     KVCacheConfig,
@@ -22,6 +30,7 @@ __all__ = [
     "Settings",
     "TimedConfig",
     "UpConfig",
+    "child_environment",
     "environment",
     "field_type",
     "is_secret",

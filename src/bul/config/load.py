@@ -22,7 +22,15 @@ import msgspec
 from bul.config.sections import KVCacheConfig, RouteConfig, ServeConfig, TimedConfig, UpConfig
 from bul.errors import ConfigError
 
-__all__ = ["Origin", "Settings", "environment", "field_type", "is_secret", "load_settings"]
+__all__ = [
+    "Origin",
+    "Settings",
+    "child_environment",
+    "environment",
+    "field_type",
+    "is_secret",
+    "load_settings",
+]
 
 Origin = str
 """Where a value came from: "default", the file's name, "BUL_SERVE_PORT" or "--port"."""
@@ -104,6 +112,37 @@ def load_settings(
     origins = {key: origin for key, (origin, _) in merged.items()}
     origins |= {f"{KEYS_SECTION}.{name}": str(file) for name in keys}
     return Settings(**sections, keys=keys, origins=origins, file=file)
+
+
+def child_environment(
+    settings: Settings,
+    changes: Mapping[str, object],
+    environ: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """The environment in which a child process comes to the same `settings`, with `changes`.
+
+    Flags travel as variables, since those of `bul up` mean nothing to `bul serve`, and secrets
+    must not show in `ps`. changes: "section.field" -> value.
+    """
+    environ = environment() if environ is None else environ
+    child = {name: text for name, text in environ.items() if not name.startswith("BUL_")}
+    if settings.file is not None:
+        child[FILE_VARIABLE] = str(settings.file.resolve())
+    told = {key: settings.values()[key] for key in settings.origins if _is_told(settings, key)}
+    for key, value in (told | dict(changes)).items():
+        field_type(key)
+        child[_variable(key)] = _as_text(value)
+    return child
+
+
+def _is_told(settings: Settings, key: str) -> bool:
+    return not key.startswith(f"{KEYS_SECTION}.") and settings.origins[key] != str(settings.file)
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(str(part) for part in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def field_type(key: str) -> typing.Any:
