@@ -242,6 +242,7 @@ class BatchingRunner:
         ready = self._room.take_ready() if self._batch.has_free_slot else None
         if ready is not None:
             self._batch.admit(ready)
+            self._publish()
         self._batch.prefill_one()
         self._flush()
         self._batch.decode_all()
