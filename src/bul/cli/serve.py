@@ -1,0 +1,110 @@
+"""`bul serve`: one replica; the wiring of engine, cache, runner and service."""
+
+from __future__ import annotations
+
+import asyncio
+import typing
+
+import click
+
+from bul.cli.options import load as load_settings
+from bul.cli.options import setting
+
+if typing.TYPE_CHECKING:
+    from bul.cli.events import EventLog
+    from bul.config import Settings
+    from bul.inference.contract import ModelCore, Runner
+
+__all__ = ["command"]
+
+
+@click.command(name="serve")
+@setting("serve.host", "--host", help="Beyond loopback, [keys] must hold an API key.")
+@setting("serve.port", "--port", help="0 asks the system for a free one.")
+@setting("serve.engine", "--engine", help="timed: no model, deterministic text at set rates.")
+@setting("serve.model", "--model", help="A GGUF file; the built-in model if left out.")
+@setting("serve.slots", "--slots", help="Sequences computed at the same time.")
+@setting("serve.context_tokens", "--context-tokens", help="Prompt plus answer, at most.")
+@setting("serve.threads", "--threads", help="0 for all cores.")
+@setting("serve.waiting_max", "--waiting-max", help="Requests that may wait; more get 429.")
+@setting("serve.request_deadline_s", "--request-deadline-s")
+@setting("serve.drain_s", "--drain-s", help="For running answers after SIGTERM.")
+@setting("serve.share_between_tenants", "--share-between-tenants")
+@setting("cache.max_tokens", "--max-tokens", help="KV kept in RAM, in tokens.")
+@setting("cache.ram_bytes_max", "--ram-bytes-max")
+@setting("cache.eviction", "--eviction")
+@setting("cache.cache_generated", "--cache-generated")
+@setting("timed.prefill_tokens_per_s", "--prefill-tokens-per-s")
+@setting("timed.decode_tokens_per_s", "--decode-tokens-per-s")
+@setting("timed.block_bytes", "--block-bytes")
+@setting("timed.time_scale", "--time-scale", help="0 does not wait at all.")
+@setting("up.log_format", "--log-format")
+def command(**values: object) -> None:
+    """One replica: an OpenAI-compatible service on port 8002.
+
+    Prints one line when it is ready. SIGTERM lets running answers finish.
+
+    Example: bul serve --engine timed --port 0
+    """
+    _serve(load_settings(values))
+
+
+def _serve(settings: Settings) -> None:
+    from bul.cache.engine import UltraAdaptiveKVCacheEngine
+    from bul.cli.events import EventLog
+    from bul.inference.runner import BatchingRunner
+    from bul.service.app import ReplicaApp
+    from bul.service.server import bind, run
+
+    config = settings.serve
+    events = EventLog(settings.up.log_format)
+    bound = bind(config, settings.keys)
+    engines: list[UltraAdaptiveKVCacheEngine] = []
+    app = ReplicaApp(
+        config,
+        keys=settings.keys,
+        cache_stats=lambda: engines[0].stats() if engines else {},
+    )
+
+    async def load() -> Runner:
+        core = await asyncio.to_thread(_make_core, settings, events)
+        engines.append(UltraAdaptiveKVCacheEngine(settings.cache, identity=core.identity))
+        return BatchingRunner(
+            core,
+            engines[0],
+            waiting_max=config.waiting_max,
+            request_deadline_s=config.request_deadline_s,
+            cache_generated=settings.cache.cache_generated,
+        )
+
+    def on_ready(url: str, runner: Runner) -> None:
+        core = runner.core
+        text = f"ready on {url} (engine {core.engine_name}, model {core.model_id}, "
+        events.emit(
+            "ready",
+            f"{text}{core.slots} slots of {core.context_tokens} tokens)",
+            url=url,
+            engine=core.engine_name,
+            model=core.model_id,
+            slots=core.slots,
+        )
+
+    try:
+        run(app, bound, load, drain_s=config.drain_s, on_ready=on_ready)
+    finally:
+        for engine in engines:
+            engine.close()
+    events.emit("stopped", "stopped")
+
+
+def _make_core(settings: Settings, events: EventLog) -> ModelCore:
+    """May take seconds: reads or even fetches the model."""
+    if settings.serve.engine == "timed":
+        from bul.inference.timed import TimedCore
+
+        return TimedCore(settings.serve, settings.timed, block_tokens=settings.cache.block_tokens)
+    from bul.inference.embedded import EmbeddedCore
+    from bul.inference.model_file import resolve_model
+
+    path = resolve_model(settings.serve.model, lambda line: events.emit("model", line))
+    return EmbeddedCore(path, settings.serve, block_tokens=settings.cache.block_tokens)

@@ -1,0 +1,129 @@
+"""The replica's metrics in Prometheus' text format, in a registry of their own.
+
+Refuses labels that a client could choose: route and code come from fixed sets, so the number of
+series is bounded, and no prompt, key or tenant name can ever be one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+__all__ = ["CONTENT_TYPE", "ServiceMetrics"]
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+TOKEN_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
+REQUEST_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+Gauges = Mapping[str, float]
+
+
+class ServiceMetrics:
+    """Counters and histograms of one replica; gauges are read when the text is made.
+
+    gauges: called per scrape, name without prefix -> value. tiers: called per scrape, tier ->
+    name -> value, shown as `bul_cache_NAME{tier=...}`.
+    """
+
+    def __init__(
+        self,
+        *,
+        gauges: Callable[[], Gauges],
+        tiers: Callable[[], Mapping[str, Gauges]] = dict,
+    ) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.registry.register(_Live(gauges, tiers))
+        self._requests = Counter(
+            "bul_requests_total", "Answered requests.", ["route", "code"], registry=self.registry
+        )
+        self._aborted = self._counter("bul_requests_aborted_total", "Clients that left early.")
+        self._prompt = self._counter("bul_prompt_tokens_total", "Prompt tokens taken in.")
+        self._cached = self._counter(
+            "bul_prompt_tokens_cached_total", "Prompt tokens loaded instead of computed."
+        )
+        self._output = self._counter("bul_output_tokens_total", "Tokens generated.")
+        self._ttft = self._histogram(
+            "bul_time_to_first_token_seconds", "From request to first text.", TTFT_BUCKETS_S
+        )
+        self._between = self._histogram(
+            "bul_inter_token_latency_seconds", "Between two pieces of text.", TOKEN_BUCKETS_S
+        )
+        self._whole = self._histogram(
+            "bul_request_duration_seconds", "From request to last text.", REQUEST_BUCKETS_S
+        )
+
+    def answered(self, route: str, code: int) -> None:
+        """One response; `route` is the pattern, not the path."""
+        self._requests.labels(route, str(code)).inc()
+
+    def aborted(self) -> None:
+        """The client left before its answer was complete."""
+        self._aborted.inc()
+
+    def first_text(self, seconds: float) -> None:
+        self._ttft.observe(seconds)
+
+    def next_text(self, seconds: float) -> None:
+        self._between.observe(seconds)
+
+    def generated(
+        self,
+        seconds: float | None,
+        *,
+        prompt_tokens: int,
+        cached_tokens: int,
+        output_tokens: int,
+    ) -> None:
+        """One generation request came to its end; `seconds` is None if it was not whole."""
+        if seconds is not None:
+            self._whole.observe(seconds)
+        self._prompt.inc(prompt_tokens)
+        self._cached.inc(cached_tokens)
+        self._output.inc(output_tokens)
+
+    def text(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, what: str) -> Counter:
+        return Counter(name, what, registry=self.registry)
+
+    def _histogram(self, name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, what, buckets=buckets, registry=self.registry)
+
+
+class _Live(Collector):
+    """Gauges that are asked for at the moment of the scrape."""
+
+    def __init__(
+        self, gauges: Callable[[], Gauges], tiers: Callable[[], Mapping[str, Gauges]]
+    ) -> None:
+        self._gauges = gauges
+        self._tiers = tiers
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        for name, value in self._gauges().items():
+            yield GaugeMetricFamily(f"bul_{name}", f"{name}, now.", value=value)
+        families: dict[str, GaugeMetricFamily] = {}
+        for tier, values in self._tiers().items():
+            for name, value in values.items():
+                family = families.setdefault(
+                    name, GaugeMetricFamily(f"bul_cache_{name}", f"{name}, now.", labels=["tier"])
+                )
+                family.add_metric([tier], value)
+        yield from families.values()

@@ -1,0 +1,322 @@
+"""The replica as a raw ASGI application: routes, keys, errors, counting. Life of one request:
+
+    raw path -> open route? else key -> tenant -> route -> body -> `openai.py` -> tokens
+      -> `generation.py` -> answer; whatever is raised on the way becomes an error in OpenAI's shape
+
+Refuses everything that is not in its table: without a valid key even an unknown path is a 401.
+A framework costs more than all of this: 97-193 us a request where raw ASGI takes 58 (DESIGN).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import traceback
+import urllib.parse
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+
+from bul.clock import Clock, SystemClock
+from bul.config import ServeConfig
+from bul.errors import BulError, EngineClosed, InvalidRequest
+from bul.inference.contract import Runner
+from bul.metrics import exposition
+from bul.metrics.exposition import ServiceMetrics
+from bul.metrics.process import CpuMeter, memory_utilization
+from bul.metrics.snapshot import Finished, Gauges, Window, scaling_metrics
+from bul.service import replies
+from bul.service.asgi import ASGIReceive, ASGISend, ClientGone, Exchange, Message
+from bul.service.auth import Gate, tenant_salt
+from bul.service.generation import Generation, requests_of
+from bul.service.health import Health
+from bul.service.openai import BODY_BYTES_MAX, Job, parse_chat, parse_completion
+from bul.service.prompts import prompt_tokens, text_chars
+from bul.service.replies import Failure, Reply
+
+__all__ = ["ReplicaApp"]
+
+logger = logging.getLogger(__name__)
+
+INLINE_TEXT_MAX = 2048
+"""Characters that are tokenised on the event loop; more go to a thread."""
+TOKENIZER_THREADS = 2
+MODEL_PREFIX = b"/v1/models/"
+Handler = Callable[[Exchange, str, str], Awaitable[None]]
+
+
+class ReplicaApp:
+    """Call it with (scope, receive, send). One event loop; not thread-safe.
+
+    keys: name -> SHA-256 of the key, empty for none. cache_stats: tier -> name -> value.
+    `connections` tells how many are open; the server sets it.
+    """
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        *,
+        keys: Mapping[str, str] | None = None,
+        cache_stats: Callable[[], Mapping[str, Mapping[str, float]]] = dict,
+        clock: Clock | None = None,
+    ) -> None:
+        self._config = config
+        self._gate = Gate(dict(keys or {}))
+        self._clock = clock or SystemClock()
+        self._health = Health(stuck_after_s=config.stuck_after_s, clock=self._clock)
+        self._metrics = ServiceMetrics(gauges=self._gauges, tiers=cache_stats)
+        self._window = Window(started_s=self._clock.now_s())
+        self._cpu = CpuMeter()
+        self._tokenizers = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="bul-tokenize")
+        self._created_s = int(self._clock.wall_s())
+        self.connections: Callable[[], int | None] = lambda: None
+        self._routes: dict[bytes, tuple[str, Handler]] = {
+            b"/health": ("GET", self._get_health),
+            b"/ready": ("GET", self._get_ready),
+            b"/metrics": ("GET", self._get_metrics),
+            b"/signals": ("GET", self._get_signals),
+            b"/v1/models": ("GET", self._get_models),
+            b"/v1/completions": ("POST", self._post_completion),
+            b"/v1/chat/completions": ("POST", self._post_chat),
+        }
+
+    def attach(self, runner: Runner) -> None:
+        """From now on the replica is ready."""
+        self._health.runner = runner
+
+    def start_draining(self) -> None:
+        """From now on new work is refused; running answers go on."""
+        self._health.draining = True
+
+    async def __call__(self, scope: Message, receive: ASGIReceive, send: ASGISend) -> None:
+        assert scope["type"] == "http", scope["type"]
+        exchange = Exchange(scope, receive, send)
+        request_id = secrets.token_hex(12)
+        route = "other"
+        try:
+            tenant = self._admit(exchange)
+            route, handler = self._route(exchange)
+            await handler(exchange, tenant, request_id)
+        except ClientGone:
+            self._metrics.aborted()
+            return
+        except Exception as error:  # noqa: BLE001 - the one place where all of them end
+            await self._fail(exchange, error, request_id)
+        self._metrics.answered(route, exchange.status)
+
+    def _admit(self, exchange: Exchange) -> str:
+        """The tenant. On the raw path and before routing: nothing decoded can open a door."""
+        if exchange.path in (b"/health", b"/ready"):
+            return ""
+        tenant = self._gate.tenant_of(exchange.headers)
+        if tenant is None:
+            raise InvalidRequest(
+                "a valid API key is needed: Authorization: Bearer KEY",
+                code="invalid_api_key",
+                status=401,
+            )
+        return tenant
+
+    def _route(self, exchange: Exchange) -> tuple[str, Handler]:
+        found = self._routes.get(exchange.path)
+        if found is None and exchange.path.startswith(MODEL_PREFIX):
+            found = ("GET", self._get_model)
+        if found is None:
+            raise InvalidRequest("no such path", code="not_found", status=404)
+        method, handler = found
+        if exchange.method != method and (exchange.method, method) != ("HEAD", "GET"):
+            raise InvalidRequest(
+                f"this path takes {method} only", code="method_not_allowed", status=405
+            )
+        route = exchange.path if exchange.path in self._routes else MODEL_PREFIX + b"{id}"
+        return route.decode(), handler
+
+    async def _fail(self, exchange: Exchange, error: Exception, request_id: str) -> None:
+        failure = replies.failure_of(error, request_id)
+        if failure.status == 500:
+            _log(error, request_id)
+        if exchange.status:
+            await exchange.end(replies.error_event(failure))
+            exchange.status = failure.status  # counted as what it was, though sent as 200
+            return
+        headers = _failure_headers(failure, request_id)
+        await exchange.respond(failure.status, replies.error_body(failure), headers=headers)
+
+    # Routes. Each takes (exchange, tenant, request_id).
+
+    async def _get_health(self, exchange: Exchange, _: str, __: str) -> None:
+        deep = urllib.parse.parse_qs(exchange.query).get(b"deep") == [b"1"]
+        healthy, body = await self._health.live(deep=deep)
+        await exchange.respond(200 if healthy else 503, msgspec.json.encode(body))
+
+    async def _get_ready(self, exchange: Exchange, _: str, __: str) -> None:
+        ready, body = self._health.ready()
+        await exchange.respond(200 if ready else 503, msgspec.json.encode(body))
+
+    async def _get_metrics(self, exchange: Exchange, tenant: str, _: str) -> None:
+        self._only_totals(tenant)
+        kind = exposition.CONTENT_TYPE.encode()
+        await exchange.respond(200, self._metrics.text(), content_type=kind)
+
+    async def _get_signals(self, exchange: Exchange, tenant: str, _: str) -> None:
+        self._only_totals(tenant)
+        gauges = Gauges(
+            cpu_utilization=self._cpu.utilization(),
+            memory_utilization=memory_utilization(),
+            active_connections=self.connections(),
+        )
+        body = scaling_metrics(self._window, gauges, self._clock.now_s())
+        await exchange.respond(200, msgspec.json.encode(body))
+
+    def _only_totals(self, tenant: str) -> None:
+        if not self._gate.may_see_totals(tenant):
+            raise InvalidRequest(
+                "these figures add up all tenants; use the key named 'operator'",
+                code="forbidden",
+                status=403,
+            )
+
+    async def _get_models(self, exchange: Exchange, _: str, __: str) -> None:
+        await exchange.respond(200, msgspec.json.encode(self._models()))
+
+    async def _get_model(self, exchange: Exchange, _: str, __: str) -> None:
+        wanted = urllib.parse.unquote_to_bytes(exchange.path.removeprefix(MODEL_PREFIX))
+        model = self._models()["data"][0]
+        if wanted != model["id"].encode():
+            raise _no_such_model(wanted.decode("utf-8", "replace"))
+        await exchange.respond(200, msgspec.json.encode(model))
+
+    def _models(self) -> dict[str, Any]:
+        core = self._runner().core
+        return replies.model_list(core.model_id, core.engine_name, self._created_s)
+
+    async def _post_chat(self, exchange: Exchange, tenant: str, request_id: str) -> None:
+        await self._generate(exchange, parse_chat, tenant, request_id)
+
+    async def _post_completion(self, exchange: Exchange, tenant: str, request_id: str) -> None:
+        await self._generate(exchange, parse_completion, tenant, request_id)
+
+    async def _generate(
+        self, exchange: Exchange, parse: Callable[..., Job], tenant: str, request_id: str
+    ) -> None:
+        runner = self._runner()
+        body = await exchange.body(BODY_BYTES_MAX)
+        job = parse(body, context_tokens=runner.core.context_tokens)
+        if job.model != runner.core.model_id:
+            raise _no_such_model(job.model)
+        work = self._run(exchange, runner, job, tenant, request_id)
+        await exchange.while_connected(work)
+
+    async def _run(
+        self, exchange: Exchange, runner: Runner, job: Job, tenant: str, request_id: str
+    ) -> None:
+        started_s = self._clock.now_s()
+        prompts = await self._tokenize(runner, job)
+        requests = requests_of(
+            job,
+            prompts,
+            request_id=request_id,
+            tenant=tenant,
+            salt=self._salt(tenant),
+            use_cache=_wants_cache(exchange),
+            context_tokens=runner.core.context_tokens,
+        )
+        reply = Reply(
+            kind=job.kind,
+            request_id=request_id,
+            model=job.model,
+            created_s=int(self._clock.wall_s()),
+        )
+        generation = Generation(
+            runner, requests, job=job, reply=reply, clock=self._clock, observer=self._metrics
+        )
+        whole = False
+        try:
+            if job.stream:
+                await generation.answer_streamed(exchange)
+            else:
+                await generation.answer_whole(exchange)
+            whole = True
+        finally:
+            self._count(generation, started_s, whole=whole, failed=not (whole or exchange.gone))
+
+    async def _tokenize(self, runner: Runner, job: Job) -> list[list[int]]:
+        if text_chars(job) <= INLINE_TEXT_MAX:
+            return prompt_tokens(runner.core, job)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._tokenizers, prompt_tokens, runner.core, job)
+
+    def _salt(self, tenant: str) -> bytes:
+        share = self._config.share_between_tenants
+        return tenant_salt(self._config.cache_secret, tenant, share=share)
+
+    def _runner(self) -> Runner:
+        ready, body = self._health.ready()
+        if not ready or self._health.runner is None:
+            raise EngineClosed(f"this replica is {body['status']}")
+        return self._health.runner
+
+    def _count(
+        self, generation: Generation, started_s: float, *, whole: bool, failed: bool
+    ) -> None:
+        """What was generated counts in any case; only a whole answer has a latency."""
+        now_s = self._clock.now_s()
+        counts = {
+            "prompt_tokens": generation.prompt_tokens,
+            "cached_tokens": generation.cached_tokens,
+            "output_tokens": generation.output_tokens,
+        }
+        latency_s = now_s - started_s if whole else None
+        self._metrics.generated(latency_s, **counts)
+        self._window.add(
+            Finished(
+                at_s=now_s, failed=failed, latency_s=latency_s, ttft_s=generation.ttft_s, **counts
+            )
+        )
+
+    def _gauges(self) -> dict[str, float]:
+        found: dict[str, float] = {"ready": float(self._health.ready()[0])}
+        if self._health.runner is None:
+            return found
+        load = self._health.runner.load()
+        return found | {
+            "requests_running": load.running,
+            "requests_waiting": load.waiting,
+            "slots": load.slots,
+            "queue_delay_seconds": load.queue_delay_s,
+            "loop_age_seconds": load.loop_age_s,
+            "prefill_tokens_per_second": load.prefill_tokens_per_s,
+            "decode_tokens_per_second": load.decode_tokens_per_s,
+        }
+
+
+def _wants_cache(exchange: Exchange) -> bool:
+    """`x-bul-cache: off` neither reads nor writes the cache: the control of a comparison."""
+    given = exchange.header(b"x-bul-cache").lower()
+    if given not in (b"", b"on", b"off"):
+        raise InvalidRequest("x-bul-cache must be on or off", param="x-bul-cache")
+    return given != b"off"
+
+
+def _no_such_model(name: str) -> InvalidRequest:
+    message = f"the model {name[:100]!r} does not exist here; GET /v1/models lists what does"
+    return InvalidRequest(message, param="model", code="model_not_found", status=404)
+
+
+def _failure_headers(failure: Failure, request_id: str) -> tuple[tuple[bytes, bytes], ...]:
+    headers = [(b"x-request-id", request_id.encode())]
+    if failure.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % max(1, round(failure.retry_after_s))))
+    if failure.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return tuple(headers)
+
+
+def _log(error: Exception, request_id: str) -> None:
+    """Where it happened, but not a foreign exception's words: they may quote a prompt."""
+    words = str(error) if isinstance(error, BulError) else type(error).__name__
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("request %s failed: %s\n%s", request_id, words, frames)
