@@ -142,8 +142,11 @@ class ModelCore(Protocol):
         """Make the slot hold [0, len(blocks) * block_tokens); `tokens` are those positions' ids."""
         ...
 
-    def export_blocks(self, slot: int, first: int, last: int) -> list[bytes]:
-        """Payloads of blocks [first, last) of the slot."""
+    def export_blocks(self, slot: int, first: int, last: int) -> Sequence[Buffer]:
+        """Payloads of blocks [first, last) of the slot, each a read-only buffer of its own.
+
+        Raises BlockCorrupted when they cannot be told apart safely; the request goes on.
+        """
         ...
 
     def start_sampling(self, slot: int, sampling: Sampling) -> None:
