@@ -26,6 +26,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -154,7 +155,7 @@ class StateFile:
         self._expect(os.pread(self._fd, len(header), PREFIX_BYTES) == header, "header")
         self._expect(os.pread(self._fd, len(trailer), end) == trailer, "end")
         # np.empty and not bytearray: the pages are touched once, by the read, not zeroed before.
-        blocks = [memoryview(np.empty(layout.block_bytes, np.uint8)) for _ in range(first, last)]
+        blocks = [np.empty(layout.block_bytes, np.uint8).data for _ in range(first, last)]
         for section in range(2 * layout.layers):
             at = base + section * layout.section_bytes(cells)
             head = os.pread(self._fd, _SECTION.size, at)
@@ -184,7 +185,7 @@ class StateFile:
         """Close the file; the object is of no use afterwards."""
         os.close(self._fd)
         if not self.path.startswith("/proc/"):
-            os.unlink(self.path)
+            Path(self.path).unlink()
 
     def _read_runs(self, runs: Sequence[memoryview], at: int) -> None:
         for start in range(0, len(runs), _RUNS_MAX):

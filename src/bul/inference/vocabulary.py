@@ -46,7 +46,7 @@ class Vocabulary:
         self._vocab = model.get_vocab()
         self.size: int = self._vocab.n_vocab
         self._kind = int(self._vocab.vocab_type)
-        self._texts = [self._vocab.get_text(token) for token in range(self.size)]
+        self._texts: list[str] = [self._vocab.get_text(token) for token in range(self.size)]
         self._attrs = [int(self._vocab.get_attr(token)) for token in range(self.size)]
         self._control_ids = {
             text: token

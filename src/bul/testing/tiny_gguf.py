@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bul.errors import ModelUnavailable
 
@@ -113,6 +114,7 @@ def _add_tensors(writer: Any, random: np.random.Generator) -> None:
             writer.add_tensor(f"blk.{layer}.{name}.weight", ones)
 
 
-def _weights(random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+def _weights(random: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float32]:
     """Normal, scaled so that attention is neither flat nor stuck on one token."""
-    return (random.standard_normal(shape) * (2.0 / np.sqrt(shape[1]))).astype(np.float32)
+    scale = np.float32(2.0 / np.sqrt(shape[1]))
+    return random.standard_normal(shape, np.float32) * scale
