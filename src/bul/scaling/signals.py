@@ -22,6 +22,7 @@ class Signals:
     in_flight: running + waiting requests of the whole region, mean over the window.
     waiting: those without a slot. queue_delay_ms: p95 wait for a slot.
     prefill_tokens_per_s: prompt tokens arriving that no cache holds. output_tokens_per_s: decoded.
+    slow_share: share of requests whose first token came later than the target, in [0, 1].
     ttft_idle_ms: p95 of the same prompts on an idle replica, measured or from the profile.
     """
 
@@ -31,6 +32,7 @@ class Signals:
     requests_per_second: float | None = None
     ttft_p95_ms: float | None = None
     latency_p95_ms: float | None = None
+    slow_share: float | None = None
     utilization: float | None = None
     cpu_utilization: float | None = None
     memory_utilization: float | None = None

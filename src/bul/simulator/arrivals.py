@@ -23,8 +23,8 @@ __all__ = ["Arrivals", "RateWindows", "draw", "read_azure", "read_windows"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-LENGTH_CV = 1.0
-"""Spread of drawn lengths: log-normal around the window's mean (the traces give means only)."""
+LENGTH_CV = 0.7
+"""Spread of drawn lengths, assumed: log-normal around a mean (the traces give means only)."""
 
 CV_MAX = 4.0
 """Burstiness is capped here, as in the figures of the notes that ours are compared with."""

@@ -1,11 +1,11 @@
 """A region in virtual time: replicas, router, scaler, one seed; the production `decide` decides.
 
 Exact at the level of requests: three events a request (arrival, prefill done, reply done), no
-event per token (see `replica.py`). Routing goes to the ready replica with the fewest requests in
-flight unless the caller passes another `pick`.
+event per token (see `replica.py`). Routing goes to the ready replica with the least prompt work,
+unless the caller passes another `pick`.
 
-Replica-hours count from the moment a replica is started until its drain is over: a cold start
-and a drain are paid for.
+Replica-hours count every replica that exists at the end of a tick: cold starts and drains are paid
+for.
 """
 
 from __future__ import annotations
@@ -30,10 +30,20 @@ State = TypeVar("State")
 Pick = Callable[[Sequence[ReplicaModel], int], int]
 
 
-def _fewest_in_flight(replicas: Sequence[ReplicaModel], turn: int) -> int:
-    """Index of the least loaded replica; ties go round with `turn`."""
+def _least_work(replicas: Sequence[ReplicaModel], turn: int) -> int:
+    """Index of the replica with the least prompt work queued, then the fewest requests.
+
+    What the router's cost comes to when no prompt shares a prefix. Ties go round with `turn`.
+    """
     count = len(replicas)
-    return min(range(count), key=lambda i: (replicas[i].in_flight, (i - turn) % count))
+    best, best_load = 0, (math.inf, 0)
+    for step in range(count):
+        index = (turn + step) % count
+        model = replicas[index]
+        load = (model.prefill_backlog, model.in_flight)
+        if load < best_load:
+            best, best_load = index, load
+    return best
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,17 +57,37 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RegionReport:
-    """What a run showed. arrived_s and ttft_s are parallel; unfinished requests have ttft inf."""
+    """What a run showed. arrived_s and ttft_s are parallel; unfinished requests have ttft inf.
+
+    replica_seconds: billed in each tick of `tick_s`, starts and drains included.
+    """
 
     arrived_s: Floats
     ttft_s: Floats
-    replica_hours: float
+    tick_s: float
+    replica_seconds: Floats
     steps: tuple[Step, ...]
     replicas_max: int
 
     def violation_share(self, slo_ttft_s: float) -> float:
         """Share of requests whose first token came later than the SLO."""
         return float(np.mean(self.ttft_s > slo_ttft_s)) if len(self.ttft_s) else 0.0
+
+    @property
+    def replica_hours(self) -> float:
+        return float(self.replica_seconds.sum()) / 3600.0
+
+    def part(self, start_s: float, end_s: float) -> RegionReport:
+        """The same run, seen from `start_s` up to `end_s` only."""
+        keep = (self.arrived_s >= start_s) & (self.arrived_s < end_s)
+        first, last = int(start_s // self.tick_s), int(end_s // self.tick_s)
+        return dataclasses.replace(
+            self,
+            arrived_s=self.arrived_s[keep],
+            ttft_s=self.ttft_s[keep],
+            replica_seconds=self.replica_seconds[first:last],
+            steps=tuple(step for step in self.steps if start_s <= step.at_s < end_s),
+        )
 
     def count(self, direction: Direction) -> int:
         return sum(step.decision.direction is direction for step in self.steps)
@@ -74,7 +104,6 @@ class RegionReport:
 @dataclasses.dataclass(slots=True, eq=False)
 class _Member:
     model: ReplicaModel
-    started_s: float
     ready_s: float
     draining: bool = False
     version: int = 0
@@ -96,8 +125,9 @@ class Region(Generic[State]):
         replicas: int,
         cold_start_s: float,
         tick_s: float = 15.0,
+        slo_ttft_s: float = 0.5,
         ttft_idle_ms: float = 0.0,
-        pick: Pick = _fewest_in_flight,
+        pick: Pick = _least_work,
     ) -> None:
         self._profile = profile
         self._policy = policy
@@ -106,14 +136,14 @@ class Region(Generic[State]):
         self._tick_s = tick_s
         self._ttft_idle_ms = ttft_idle_ms
         self._pick = pick
-        self._window = SignalWindow()
+        self._window = SignalWindow(slo_ttft_s)
         self._members: list[_Member] = []
         self._ready: list[_Member] = []
         self._models: list[ReplicaModel] = []
         self._events: list[tuple[float, int, _Member, int]] = []
         self._serial = 0
         self._turn = 0
-        self._hours_s = 0.0
+        self._billed_s: list[float] = []
         self._steps: list[Step] = []
         self._jobs: list[Job] = []
         self._most = replicas
@@ -133,20 +163,18 @@ class Region(Generic[State]):
                 next_tick_s += self._tick_s
             self._events_until(at_s)
             self._arrive(Job(at_s, prompt, output), at_s)
-        end_s = next_tick_s
         self._events_until(math.inf)
-        return self._report(end_s)
+        return self._report()
 
-    def _report(self, end_s: float) -> RegionReport:
-        for member in self._members:
-            self._hours_s += max(end_s - member.started_s, 0.0)
+    def _report(self) -> RegionReport:
         arrived = np.array([job.arrived_s for job in self._jobs])
         first = np.array([job.first_token_s for job in self._jobs])
         ttft = np.where(np.isnan(first), np.inf, first - arrived)
         return RegionReport(
             arrived_s=arrived,
             ttft_s=ttft,
-            replica_hours=self._hours_s / 3600.0,
+            tick_s=self._tick_s,
+            replica_seconds=np.array(self._billed_s),
             steps=tuple(self._steps),
             replicas_max=self._most,
         )
@@ -188,12 +216,13 @@ class Region(Generic[State]):
                 delay_s = job.started_s - job.arrived_s
                 self._window.first_token(job.first_token_s - job.arrived_s, delay_s)
             if member.draining and not member.model.in_flight:
-                self._retire(member, at_s)
+                self._members.remove(member)
             else:
                 self._schedule(member)
 
     def _tick(self, now_s: float) -> None:
         self._refresh_ready(now_s)
+        self._billed_s.append(len(self._members) * self._tick_s)
         for member in self._members:
             self._advance(member, now_s)
             busy_s = member.model.busy_s - member.busy_seen_s
@@ -217,18 +246,14 @@ class Region(Generic[State]):
         for member in sorted(alive, key=lambda m: -m.ready_s)[: max(len(alive) - replicas, 0)]:
             member.draining = True
             if not member.model.in_flight:
-                self._retire(member, now_s)
+                self._members.remove(member)
         self._refresh_ready(now_s)
         self._most = max(self._most, replicas)
 
     def _start(self, now_s: float, ready_s: float) -> None:
-        member = _Member(model=ReplicaModel(self._profile, now_s), started_s=now_s, ready_s=ready_s)
+        member = _Member(model=ReplicaModel(self._profile, now_s), ready_s=ready_s)
         member.in_flight_since_s = now_s
         self._members.append(member)
-
-    def _retire(self, member: _Member, now_s: float) -> None:
-        self._members.remove(member)
-        self._hours_s += now_s - member.started_s
 
     def _refresh_ready(self, now_s: float) -> None:
         self._ready = [m for m in self._members if not m.draining and m.ready_s <= now_s]

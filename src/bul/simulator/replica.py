@@ -8,8 +8,9 @@ constant, so nothing happens per token:
     prefill speed = chunk / turn_s tokens/s, first come first served
     decode speed  = 1 / turn_s tokens/s for each running sequence
 
-Worked number (profile `8b`): 20 running, one prompt in prefill: a turn is 512/8000 + 0.012 +
-20 * 0.0004 = 84 ms, so the prompt advances at 6,095 tokens/s and each reply at 11.9 tokens/s.
+Worked number (profile `8b`): 15 running, a prompt of 1,000 tokens in prefill: a turn is
+1000/15,000 + 0.025 + 15 * 0.001 = 107 ms, so the prompt takes 107 ms and each reply gets 9.4
+tokens/s meanwhile, 25 otherwise.
 
 A reply of `out` tokens is done when the replica's cumulative tokens per sequence, `virtual`, has
 grown by `out`; one heap of those marks per replica replaces an event per token.
@@ -55,24 +56,24 @@ class ReplicaProfile:
 PROFILES = {
     "8b": ReplicaProfile(
         name="8b",
-        prefill_tokens_per_s=8000.0,
-        decode_base_s=0.012,
-        decode_each_s=0.0004,
-        slots=64,
-        chunk_tokens=512,
+        prefill_tokens_per_s=15_000.0,
+        decode_base_s=0.025,
+        decode_each_s=0.001,
+        slots=16,
+        chunk_tokens=2048,
         cache_tokens=400_000,
     ),
     "70b": ReplicaProfile(
         name="70b",
-        prefill_tokens_per_s=3000.0,
-        decode_base_s=0.030,
-        decode_each_s=0.0006,
-        slots=64,
-        chunk_tokens=512,
+        prefill_tokens_per_s=15_000.0,
+        decode_base_s=0.040,
+        decode_each_s=0.0015,
+        slots=16,
+        chunk_tokens=2048,
         cache_tokens=600_000,
     ),
 }
-"""Round, named profiles, not measurements: an 8B model on one GPU, a 70B model on four."""
+"""Round, named profiles, not measurements: an 8B model on one mid-range GPU, 70B on four."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -93,6 +94,7 @@ class ReplicaModel:
     """State of one replica. The caller keeps time: `advance(now)` before any change."""
 
     __slots__ = (
+        "_backlog",
         "_decode_rate",
         "_first_tokens",
         "_prefill_left",
@@ -114,6 +116,7 @@ class ReplicaModel:
         self.waiting: deque[Job] = deque()
         self._prefilling: deque[Job] = deque()
         self._prefill_left = 0.0
+        self._backlog = 0.0
         self._running: list[tuple[float, int, Job]] = []
         self._first_tokens: list[Job] = []
         self._virtual = 0.0
@@ -129,6 +132,11 @@ class ReplicaModel:
     @property
     def in_flight(self) -> int:
         return len(self._running) + len(self._prefilling) + len(self.waiting)
+
+    @property
+    def prefill_backlog(self) -> float:
+        """Prompt tokens dispatched here and not yet computed, as of the last `advance`."""
+        return max(self._prefill_left, 0.0) + self._backlog
 
     def advance(self, now_s: float) -> None:
         """Let virtual time pass to `now_s`; it must not lie beyond `next_event_s()`."""
@@ -153,6 +161,7 @@ class ReplicaModel:
     def submit(self, job: Job) -> None:
         """A request arrives (after `advance`)."""
         self.waiting.append(job)
+        self._backlog += job.prefill_tokens
         self._admit()
 
     def finish_due(self) -> list[Job]:
@@ -160,7 +169,7 @@ class ReplicaModel:
         done: list[Job] = []
         if self._prefilling and self._prefill_left <= 1e-6:
             self._start_decoding(self._prefilling.popleft(), done)
-            self._prefill_left = self._head_tokens()
+            self._take_head()
         while self._running and self._running[0][0] - self._virtual <= 1e-6:
             job = heapq.heappop(self._running)[2]
             job.done_s = self.now_s
@@ -179,6 +188,7 @@ class ReplicaModel:
         self.waiting.clear()
         self._prefilling.clear()
         self._running.clear()
+        self._backlog = self._prefill_left = 0.0
         self._set_rates()
         return jobs
 
@@ -193,8 +203,11 @@ class ReplicaModel:
         mark = self._virtual + job.output_tokens - 1
         heapq.heappush(self._running, (mark, self._sequence, job))
 
-    def _head_tokens(self) -> float:
-        return float(self._prefilling[0].prefill_tokens) if self._prefilling else 0.0
+    def _take_head(self) -> None:
+        self._prefill_left = 0.0
+        if self._prefilling:
+            self._prefill_left = float(self._prefilling[0].prefill_tokens)
+            self._backlog -= self._prefill_left
 
     def _admit(self) -> None:
         slots = self.profile.slots
@@ -203,7 +216,7 @@ class ReplicaModel:
             job.started_s = self.now_s
             self._prefilling.append(job)
             if len(self._prefilling) == 1:
-                self._prefill_left = self._head_tokens()
+                self._take_head()
         self._set_rates()
 
     def _set_rates(self) -> None:

@@ -25,13 +25,16 @@ class SignalWindow:
         "_output",
         "_prefill",
         "_requests",
+        "_slow",
         "_ttfts",
         "_waiting",
+        "slo_ttft_s",
         "ticks",
     )
 
-    def __init__(self, ticks: int = 4) -> None:
+    def __init__(self, slo_ttft_s: float, ticks: int = 4) -> None:
         self.ticks = ticks
+        self.slo_ttft_s = slo_ttft_s
         self._history: deque[tuple[list[float], list[float]]] = deque(maxlen=ticks)
         self._reset()
 
@@ -39,6 +42,7 @@ class SignalWindow:
         self._ttfts: list[float] = []
         self._delays: list[float] = []
         self._requests = 0
+        self._slow = 0
         self._prefill = 0
         self._output = 0
         self._busy = 0.0
@@ -51,6 +55,7 @@ class SignalWindow:
 
     def first_token(self, ttft_s: float, delay_s: float) -> None:
         self._ttfts.append(ttft_s)
+        self._slow += ttft_s > self.slo_ttft_s
         self._delays.append(delay_s)
 
     def done(self, output_tokens: int) -> None:
@@ -73,6 +78,7 @@ class SignalWindow:
             replicas_pending=pending,
             requests_per_second=self._requests / tick_s,
             ttft_p95_ms=self._quantile_ms(0),
+            slow_share=self._slow / max(len(self._ttfts), 1),
             queue_delay_ms=self._quantile_ms(1),
             utilization=min(self._busy / (tick_s * max(ready, 1)), 1.0),
             in_flight=self._in_flight / tick_s,
