@@ -298,3 +298,15 @@ async def test_many_waiting_requests_pin_only_so_many_matches(start: StartRunner
         for task in waiting:
             task.cancel()
         await until(lambda: not cache.matches)
+
+
+async def test_a_crowd_that_waits_for_one_prefix_keeps_nobody_from_a_free_slot(
+    start: StartRunner,
+) -> None:
+    timed = TimedConfig(prefill_tokens_per_s=3000, decode_tokens_per_s=1e6, block_bytes=256)
+    runner = start(RecordingCore(SERVE, timed), DictPrefixCache())
+    crowd = [asyncio.create_task(reply(runner, prompt(900))) for _ in range(60)]
+    await until(lambda: runner.load().running == 1)
+    assert (await reply(runner, prompt(70, 1), Sampling(max_tokens=1))).output_tokens == 1
+    assert not any(task.done() for task in crowd)
+    assert len({answer.text for answer in await asyncio.gather(*crowd)}) == 1

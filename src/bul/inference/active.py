@@ -1,8 +1,9 @@
 """One request inside the runner, and the room where requests without a slot wait.
 
-Refuses to let a request without a slot cost much: at most `matched_max` of the waiting hold a
-match (and with it blocks that cannot be evicted); the others wait unmatched, first in first out
-by priority class.
+Refuses to let a request without a slot cost much: `matched_max` of the waiting hold a match (and
+with it blocks that cannot be evicted); the others wait unmatched, first in first out by priority
+class. Only while a slot is idle and nobody is ready may more be matched: else a crowd that waits
+for one request's blocks would keep everybody behind it from a free slot.
 
     queued --match--> settling --its blocks are loaded, nobody computes its next one--> ready
 """
@@ -95,9 +96,11 @@ class WaitingRoom:
         self._settling: dict[ActiveRequest, None] = {}
         self._ready = _Line()
 
-    @property
-    def can_match(self) -> bool:
-        return len(self._queued) > 0 and len(self._settling) + len(self._ready) < self._matched_max
+    def can_match(self, *, slot_is_idle: bool) -> bool:
+        """Whether somebody is queued and may be matched now."""
+        if len(self._settling) + len(self._ready) < self._matched_max:
+            return len(self._queued) > 0
+        return slot_is_idle and len(self._queued) > 0 and not self.has_ready
 
     @property
     def has_ready(self) -> bool:
@@ -112,9 +115,9 @@ class WaitingRoom:
         self._arrivals[active] = None
         self._queued.add(active)
 
-    def take_queued(self) -> ActiveRequest | None:
+    def take_queued(self, *, slot_is_idle: bool) -> ActiveRequest | None:
         """The next request to match, now settling; `None` when there is none or no room."""
-        active = self._queued.take() if self.can_match else None
+        active = self._queued.take() if self.can_match(slot_is_idle=slot_is_idle) else None
         if active is not None:
             self._settling[active] = None
         return active

@@ -147,8 +147,10 @@ class BatchingRunner:
         """
         with self._gate:
             self._closing = True
-        await asyncio.to_thread(self._wait_until_drained, drain_s)
-        self._inbox.put((_Event.STOP, None))
+        try:
+            await asyncio.to_thread(self._wait_until_drained, drain_s)
+        finally:  # who is interrupted while draining wants it to end now
+            self._inbox.put((_Event.STOP, None))
         await asyncio.to_thread(self._thread.join, _JOIN_S)
 
     def _wait_until_drained(self, drain_s: float) -> None:
@@ -212,8 +214,9 @@ class BatchingRunner:
 
     def _receive(self) -> None:
         """Take all events; with nothing to do, sleep until one comes or the heart beats."""
-        has_work = self._room.can_match or bool(self._batch.running)
-        has_work = has_work or (self._room.has_ready and self._batch.has_free_slot)
+        idle = self._batch.has_free_slot
+        has_work = bool(self._batch.running) or self._room.can_match(slot_is_idle=idle)
+        has_work = has_work or (self._room.has_ready and idle)
         try:
             self._handle(*self._inbox.get(block=not has_work, timeout=self._heartbeat_s))
             while True:
@@ -237,7 +240,8 @@ class BatchingRunner:
     def _turn(self) -> None:
         now_s = self._clock.now_s()
         self._expire(now_s)
-        while (active := self._room.take_queued()) is not None:
+        idle = self._batch.has_free_slot
+        while (active := self._room.take_queued(slot_is_idle=idle)) is not None:
             self._match(active, now_s)
         ready = self._room.take_ready() if self._batch.has_free_slot else None
         if ready is not None:
