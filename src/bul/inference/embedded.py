@@ -46,11 +46,19 @@ class EmbeddedCore:
 
     engine_name = "embedded"
 
-    def __init__(self, path: Path, serve: ServeConfig, *, block_tokens: int = 64) -> None:
+    def __init__(
+        self,
+        path: Path,
+        serve: ServeConfig,
+        *,
+        block_tokens: int = 64,
+        digests: Path | None = None,
+    ) -> None:
         """Load `path`. Raises ModelUnavailable, or ConfigError if the context is too long for it.
 
         Memory: slots x context_tokens of f16 KV, allocated at once; weights are mapped, so that
-        replicas of one machine share them.
+        replicas of one machine share them. digests: where the file's digest is remembered, in
+        the user's cache folder if None.
         """
         check_gguf(path)
         llama_cpp.disable_logging()
@@ -71,7 +79,7 @@ class EmbeddedCore:
         )
         self._file = StateFile()
         self._layout, self._prefix = self._probe()
-        self.identity = self._name_identity(path)
+        self.identity = self._name_identity(path, digests or cache_dir() / "digests")
 
     @property
     def block_bytes(self) -> int:
@@ -236,11 +244,11 @@ class EmbeddedCore:
         )
         return layout, state[:PREFIX_BYTES]
 
-    def _name_identity(self, path: Path) -> Identity:
+    def _name_identity(self, path: Path, digests: Path) -> Identity:
         layout = self._layout
         build = f"cyllama {metadata.version('cyllama')} ggml {llama_cpp.ggml_version()}"
         return Identity(
-            weights=file_digest(path, cache_dir() / "digests"),
+            weights=file_digest(path, digests),
             tokenizer=self._vocabulary.digest(),
             adapter="",
             kv_dtype=_KV_TYPES.get(layout.kv_type, f"ggml-{layout.kv_type}"),
