@@ -17,13 +17,19 @@ from __future__ import annotations
 import collections
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from bul.blocks.identity import Identity
 from bul.blocks.prefix import Buffer, PrefixMatch, RequestFacts
+from bul.cache.contract import Tier
 from bul.cache.eviction.make import POLICY_NAMES, make_policy
 from bul.cache.flights import Flight, Flights
-from bul.cache.resident import Entry, Resident
+from bul.cache.keeper import Keeper
+from bul.cache.lane import Lane
+from bul.cache.loads import Loads
+from bul.cache.placement import BreakEven, PrefillRate
+from bul.cache.resident import Resident
 from bul.cache.values import ValueStore, check_key, decode, encode
 from bul.clock import Clock, SystemClock
 from bul.config import KVCacheConfig
@@ -79,8 +85,9 @@ class EngineMatch:
 class UltraAdaptiveKVCacheEngine:
     """A `PrefixCache`, and the guide's `await engine.get(key)` / `set(key, value)`.
 
-    identity: of the model whose blocks these are; keys already contain it, tiers need it to tell
-    namespaces apart. clock: monotonic seconds for ages and recency.
+    identity: of the model whose blocks these are; keys already contain it, `explain` compares it.
+    tiers: slower tiers, fastest first; the engine closes them. block_bytes: size of every block of
+    this model, 0 if unknown; a tier that gives another size has failed.
     """
 
     def __init__(
@@ -88,6 +95,8 @@ class UltraAdaptiveKVCacheEngine:
         config: KVCacheConfig | None = None,
         *,
         identity: Identity | bytes | None = None,
+        tiers: Sequence[Tier] = (),
+        block_bytes: int = 0,
         clock: Clock | None = None,
     ) -> None:
         self.config = config = config or KVCacheConfig()
@@ -103,12 +112,37 @@ class UltraAdaptiveKVCacheEngine:
             block_tokens=config.block_tokens,
         )
         self._values = ValueStore(int(config.ram_bytes_max * VALUES_SHARE))
-        self._flights = Flights(self._resident, claim_age_s_max=config.claim_age_s_max)
+        self._prefill = PrefillRate()
+        self._lanes = self._make_lanes(tiers)
+        self._keeper = Keeper(
+            self._resident,
+            self._lanes,
+            ttl_s=config.ttl_s,
+            block_tokens=config.block_tokens,
+            clock=self._clock,
+        )
+        self._flights = Flights(
+            self._resident,
+            claim_age_s_max=config.claim_age_s_max,
+            start_load=lambda flight, now_s: self._loads.start(flight, now_s),  # noqa: PLW0108  # made below
+        )
+        self._loads = Loads(
+            self._lanes,
+            self._flights,
+            self._keeper,
+            lock=self._lock,
+            call_due=self._call_due,
+            clock=self._clock,
+            window_blocks=config.prefetch_size if config.enable_prefetch else 0,
+            block_tokens=config.block_tokens,
+            block_bytes=block_bytes,
+        )
         self._leaked: collections.deque[Flight] = collections.deque()
         self._leaks_total = 0
         self._matches_total = 0
         self._asked_tokens_total = 0
         self._hit_tokens_total = 0
+        self._ram_hit_tokens_total = 0
         self._set_blocks_total = 0
         self._closed = threading.Event()
         self._housekeeper: threading.Thread | None = None
@@ -131,8 +165,7 @@ class UltraAdaptiveKVCacheEngine:
             self._matches_total += 1
             self._asked_tokens_total += len(keys) * self.config.block_tokens
             waits = not flight.settled
-            due = self._take_due()
-        self._call(due)
+        self._call_due()
         if waits:
             self._keep_house()
         return EngineMatch(self, flight)
@@ -150,22 +183,15 @@ class UltraAdaptiveKVCacheEngine:
         path = path[: first + len(blocks)]
         assert len(path) == first + len(blocks), "more blocks than keys"
         now_s = self._clock.now_s()
-        expires_s = now_s + self.config.ttl_s if self.config.ttl_s else 0.0
-        parents = (path[first - 1] if first else b"", *path[first:])
-        new = [
-            Entry(block, parent, expires_s=expires_s, tenant=facts.tenant)
-            for block, parent in zip(blocks, parents, strict=False)
-        ]
         with self._lock:
             owner = self._flights.owner(path[first])
             touched = owner.touched if owner is not None else 0
-            self._resident.admit(path, new, facts, touched=touched, now_s=now_s)
+            new = self._keeper.keep(path, blocks, facts, touched=touched, now_s=now_s)
             if owner is not None:
                 owner.touched = len(path)
             self._set_blocks_total += len(new)
             self._flights.landed(dict(zip(path[first:], new, strict=True)), now_s)
-            due = self._take_due()
-        self._call(due)
+        self._call_due()
 
     def finish(
         self, path: Sequence[bytes], output_tokens: int, facts: RequestFacts = RequestFacts()
@@ -175,7 +201,9 @@ class UltraAdaptiveKVCacheEngine:
             self._resident.finish(path, output_tokens)
 
     def observe_prefill(self, tokens: int, seconds: float) -> None:
-        """A measurement for the break-even gate."""
+        """A measurement for the break-even gate: `tokens` were computed in `seconds`."""
+        with self._lock:
+            self._prefill.observe(tokens, seconds)
 
     # general values
 
@@ -225,37 +253,38 @@ class UltraAdaptiveKVCacheEngine:
     # the house
 
     def stats(self) -> Mapping[str, Mapping[str, float]]:
-        """Counters (`..._total`) and gauges by part: "engine", "ram", "values", then each tier."""
+        """Counters (`..._total`) and gauges by part: "engine", "ram", "values", then each tier.
+
+        Each tier's part is its own `Tier.stats` and the lane's counters; of a tier that hangs or
+        fails only the latter.
+        """
         with self._lock:
-            resident, flights, values = self._resident, self._flights, self._values
-            return {
-                "engine": {
-                    "matches_total": self._matches_total,
-                    "asked_tokens_total": self._asked_tokens_total,
-                    "hit_tokens_total": self._hit_tokens_total,
-                    "set_blocks_total": self._set_blocks_total,
-                    "matches_alive": len(flights.alive),
-                    "matches_waiting": flights.waiting,
-                    "claims_waited_total": flights.waits_total,
-                    "claims_expired_total": flights.claims_expired_total,
-                    "matches_leaked_total": self._leaks_total,
-                },
-                "ram": {
-                    "hit_tokens_total": self._hit_tokens_total,
-                    "blocks": len(resident.entries),
-                    "bytes": resident.bytes,
-                    "evictions_total": resident.evictions_total,
-                    "refused_total": resident.refused_total,
-                },
-                "values": {
-                    "values": len(values),
-                    "bytes": values.bytes,
-                    "hits_total": values.hits_total,
-                    "misses_total": values.misses_total,
-                    "evictions_total": values.evictions_total,
-                    "refused_total": values.refused_total,
-                },
+            parts: dict[str, Mapping[str, float]] = {
+                "engine": self._engine_stats(),
+                "ram": self._resident.stats(),
+                "values": self._values.stats(),
             }
+        for lane in self._lanes:
+            parts[lane.tier.name] = lane.stats()
+        return parts
+
+    def _engine_stats(self) -> Mapping[str, float]:
+        flights = self._flights
+        return {
+            "matches_total": self._matches_total,
+            "asked_tokens_total": self._asked_tokens_total,
+            "hit_tokens_total": self._hit_tokens_total,
+            "ram_hit_tokens_total": self._ram_hit_tokens_total,
+            "set_blocks_total": self._set_blocks_total,
+            "matches_alive": len(flights.alive),
+            "matches_waiting": flights.waiting,
+            "matches_leaked_total": self._leaks_total,
+            "claims_waited_total": flights.waits_total,
+            "claims_expired_total": flights.claims_expired_total,
+            "loads_live": self._loads.live,
+            "loads_timed_out_total": self._loads.timeouts_total,
+            "prefill_tokens_per_s": self._prefill.tokens_per_s or 0.0,
+        }
 
     def tick(self) -> None:
         """Expire aged claims and release leaked matches; the housekeeper's work, callable."""
@@ -269,15 +298,33 @@ class UltraAdaptiveKVCacheEngine:
             )
             self._release(flight)
         with self._lock:
+            self._loads.tick(now_s)
             self._flights.expire(now_s)
-            due = self._take_due()
-        self._call(due)
+        self._call_due()
 
-    def close(self) -> None:
-        """Stop the housekeeper. Idempotent."""
+    def flush(self, timeout_s: float = 30.0) -> bool:
+        """Wait until the slower tiers have written what was queued; False after `timeout_s`."""
+        deadline_s = time.monotonic() + timeout_s
+        return all(
+            lane.flush(max(0.0, deadline_s - time.monotonic())) for lane in list(self._lanes)
+        )
+
+    def close(self, timeout_s: float = 30.0) -> bool:
+        """Settle all matches, flush, stop the threads, close the tiers. Idempotent.
+
+        False if a hung tier kept it from that within `timeout_s`; then its writes are lost.
+        """
+        if self._closed.is_set():
+            return True
+        flushed = self.flush(timeout_s)
         self._closed.set()
+        with self._lock:
+            self._loads.stop()
+        self._call_due()
+        closed = [lane.close(timeout_s) for lane in self._lanes]
         if self._housekeeper is not None:
             self._housekeeper.join()
+        return flushed and all(closed)
 
     def _when_settled(self, flight: Flight, callback: Callable[[], None]) -> None:
         with self._lock:
@@ -290,19 +337,38 @@ class UltraAdaptiveKVCacheEngine:
         now_s = self._clock.now_s()
         with self._lock:
             if self._flights.release(flight, now_s):
-                hit = len(flight.entries) * self.config.block_tokens
-                self._hit_tokens_total += hit
-            due = self._take_due()
-        self._call(due)
+                block_tokens = self.config.block_tokens
+                self._hit_tokens_total += len(flight.entries) * block_tokens
+                self._ram_hit_tokens_total += flight.ram_blocks * block_tokens
+        self._call_due()
 
-    def _take_due(self) -> list[Callable[[], None]]:
-        due, self._flights.due = self._flights.due, []
-        return due
-
-    @staticmethod
-    def _call(due: list[Callable[[], None]]) -> None:
+    def _call_due(self) -> None:
+        """Call who waits for a settled match. Never under the lock: they may call the engine."""
+        if not self._flights.due:
+            return
+        with self._lock:
+            due, self._flights.due = self._flights.due, []
         for callback in due:
-            callback()
+            try:
+                callback()
+            except Exception:
+                logger.exception("a caller's when_settled callback raised")
+
+    def _make_lanes(self, tiers: Sequence[Tier]) -> tuple[Lane, ...]:
+        """Each tier gets its share of `num_workers`, at least one."""
+        config = self.config
+        share, rest = divmod(config.num_workers, max(1, len(tiers)))
+        return tuple(
+            Lane(
+                tier,
+                threads=max(1, share + (position < rest)),
+                deadline_s=config.tier_deadline_s,
+                queue_bytes_max=config.write_queue_bytes_max,
+                gate=BreakEven(self._prefill, enabled=config.break_even),
+                clock=self._clock,
+            )
+            for position, tier in enumerate(tiers)
+        )
 
     def _keep_house(self) -> None:
         """Start the housekeeper, once: only who waits for others needs claims to age."""
@@ -315,5 +381,6 @@ class UltraAdaptiveKVCacheEngine:
             self._housekeeper.start()
 
     def _house(self) -> None:
-        while not self._closed.wait(HOUSEKEEPING_S):
+        pause_s = min(HOUSEKEEPING_S, self.config.tier_deadline_s / 4)
+        while not self._closed.wait(pause_s):
             self.tick()

@@ -33,6 +33,7 @@ class Flight:
         "held",
         "keys",
         "loading",
+        "ram_blocks",
         "renewed_s",
         "settled",
         "started_s",
@@ -54,20 +55,24 @@ class Flight:
         self.waits_on: Flight | None = None
         self.callbacks: list[Callable[[], None]] = []
         self.touched = 0
+        self.ram_blocks = 0
         self.settled = False
         self.loading = False
         self.waited = False
 
 
 class Flights:
-    """All flights over one `Resident`. `to_load` is asked before a flight settles as owner."""
+    """All flights over one `Resident`.
+
+    start_load: called with a new owner and the time; True if it will call `loaded` later.
+    """
 
     def __init__(
         self,
         resident: Resident,
         *,
         claim_age_s_max: float,
-        start_load: Callable[[Flight], bool] = lambda _flight: False,
+        start_load: Callable[[Flight, float], bool] = lambda _flight, _now_s: False,
     ) -> None:
         self._resident = resident
         self._claim_age_s_max = claim_age_s_max
@@ -86,6 +91,8 @@ class Flights:
     def start(self, keys: Sequence[bytes], facts: RequestFacts, now_s: float) -> Flight:
         flight = Flight(keys, facts, now_s)
         self.alive.add(flight)
+        flight.entries = self._resident.lookup(keys, 0, now_s)
+        flight.ram_blocks = len(flight.entries)
         self.advance(flight, {}, now_s)
         return flight
 
@@ -117,7 +124,8 @@ class Flights:
             flight.waits_on = owner
             return
         self._claim(flight, now_s)
-        if not self._start_load(flight):
+        flight.loading = self._start_load(flight, now_s)
+        if not flight.loading:
             self._settle(flight)
 
     def landed(self, fresh: Mapping[bytes, Entry], now_s: float) -> None:
@@ -134,6 +142,19 @@ class Flights:
                 owner.waiters = []
         for flight in moved:
             self.advance(flight, fresh, now_s)
+
+    def extend(self, flight: Flight, entries: Sequence[Entry], now_s: float) -> None:
+        """Blocks that `flight` loads have come, in order, and were offered to the RAM."""
+        first = len(flight.entries)
+        fresh = dict(zip(flight.keys[first:], entries, strict=False))
+        flight.entries += entries
+        self._hold(flight)
+        self.landed(fresh, now_s)
+
+    def loaded(self, flight: Flight) -> None:
+        """The load is over: what is missing now is for the flight's owner to compute."""
+        flight.loading = False
+        self._settle(flight)
 
     def release(self, flight: Flight, now_s: float) -> bool:
         """End `flight`: holds and unfulfilled claims. False if it had ended already."""

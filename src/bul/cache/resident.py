@@ -11,7 +11,7 @@ that is exact in practice; `_squeeze` makes it exact for any mixture.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from bul.blocks.prefix import Buffer, RequestFacts
 from bul.cache.eviction.contract import Access, EvictionPolicy
@@ -49,7 +49,10 @@ class Entry:
 
 
 class Resident:
-    """Blocks by key. `blocks_max` comes from `max_tokens`; `bytes_max` is shared with values."""
+    """Blocks by key. `blocks_max` comes from `max_tokens`; `bytes_max` is shared with values.
+
+    evicted: `None`, or a list that collects what was evicted until its owner empties it.
+    """
 
     def __init__(
         self, policy: EvictionPolicy, *, blocks_max: int, bytes_max: int, block_tokens: int
@@ -60,6 +63,7 @@ class Resident:
         self._block_tokens = block_tokens
         self._reserved_bytes = 0
         self.entries: dict[bytes, Entry] = {}
+        self.evicted: list[tuple[bytes, Entry]] | None = None
         self.bytes = 0
         self.evictions_total = 0
         self.refused_total = 0
@@ -152,6 +156,15 @@ class Resident:
         self._fit(())
         self._squeeze()
 
+    def stats(self) -> Mapping[str, float]:
+        return {
+            "blocks": len(self.entries),
+            "bytes": self.bytes,
+            "capacity_blocks": self._policy.capacity,
+            "evictions_total": self.evictions_total,
+            "refused_total": self.refused_total,
+        }
+
     def _access(
         self, path: Sequence[bytes], touched: int, facts: RequestFacts, now_s: float
     ) -> Access:
@@ -192,7 +205,12 @@ class Resident:
 
     def _drop(self, gone: Iterable[object], *, evicted: bool = True) -> None:
         for key in gone:
-            entry = self.entries.pop(key, None)  # type: ignore[call-overload]  # keys are bytes here
-            if entry is not None:
-                self.bytes -= entry.payload_bytes
-                self.evictions_total += evicted
+            assert isinstance(key, bytes)
+            entry = self.entries.pop(key, None)
+            if entry is None:
+                continue
+            self.bytes -= entry.payload_bytes
+            if evicted:
+                self.evictions_total += 1
+                if self.evicted is not None:
+                    self.evicted.append((key, entry))

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -159,6 +160,16 @@ class ValueStore:
     def clear(self) -> None:
         self._values.clear()
         self.bytes = 0
+
+    def stats(self) -> Mapping[str, float]:
+        return {
+            "values": len(self._values),
+            "bytes": self.bytes,
+            "hits_total": self.hits_total,
+            "misses_total": self.misses_total,
+            "evictions_total": self.evictions_total,
+            "refused_total": self.refused_total,
+        }
 
     @staticmethod
     def _cost(key: str, stored: StoredValue) -> int:

@@ -1,0 +1,302 @@
+"""A lane: one slower tier with its I/O threads, bounded write queue, breaker and counters.
+
+It refuses to let its tier's faults out: what a tier raises, or does not finish by the deadline, is
+a counted failure that the breaker judges. Threads belong to one tier, so a hung disk cannot take
+those that read from another tier; a hung call keeps its own thread, and while any call is overdue
+the tier is not asked at all. Writes never wait: a full queue or a shut breaker drops them, counted.
+
+Reads and writes have a breaker each: a full disk can still be read. Reads go before writes, and
+writes never take the last free thread (if there are two or more).
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeVar
+
+from bul.cache.breaker import Breaker
+from bul.cache.contract import BlockRecord, Tier
+from bul.cache.placement import BreakEven
+from bul.clock import Clock
+from bul.errors import TierUnavailable
+
+__all__ = ["Lane"]
+
+WRITE_BATCH_BYTES = 8 << 20
+"""A write call takes about this much: short enough for a slow disk to stay within its deadline."""
+
+WRITE_BATCH_BLOCKS = 1024
+READS_QUEUED_MAX = 4096
+STATS_WAIT_S = 0.1
+"""`stats` gives the last known numbers of a tier that takes longer than this."""
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+Vote = Literal["match", "read", "write", "stats"]
+
+
+class _Call:
+    """A call of the tier under way. `overdue` once it is past the deadline."""
+
+    __slots__ = ("overdue", "started_s", "vote")
+
+    def __init__(self, vote: Vote, started_s: float) -> None:
+        self.vote = vote
+        self.started_s = started_s
+        self.overdue = False
+
+
+def _size(record: BlockRecord) -> int:
+    payload = record.payload
+    return payload.nbytes if isinstance(payload, memoryview) else len(payload)
+
+
+class Lane:
+    """`threads` >= 1. `deadline_s` is of one call. The lane owns the tier and closes it."""
+
+    def __init__(
+        self,
+        tier: Tier,
+        *,
+        threads: int,
+        deadline_s: float,
+        queue_bytes_max: int,
+        gate: BreakEven,
+        clock: Clock,
+    ) -> None:
+        self.tier = tier
+        self.gate = gate
+        self.deadline_s = deadline_s
+        self._threads_max = threads
+        self._writers_max = max(1, threads - 1)
+        self._queue_bytes_max = queue_bytes_max
+        self._clock = clock
+        self._breakers = {"read": Breaker(), "write": Breaker()}
+        self._changed = threading.Condition()
+        self._reads: collections.deque[Callable[[], None]] = collections.deque()
+        self._writes: collections.deque[BlockRecord] = collections.deque()
+        self._queued_bytes = 0
+        self._writers = 0
+        self._idle = 0
+        self._threads: list[threading.Thread] = []
+        self._calls: set[_Call] = set()
+        self._overdue = 0
+        self._closed = False
+        self._closed_well = False
+        self._asking_stats = False
+        self._tier_stats: Mapping[str, float] = {}
+        self.hit_tokens_total = 0
+        self.hit_bytes_total = 0
+        self._errors_total = 0
+        self._overdue_total = 0
+        self._written_total = 0
+        self._dropped_total = 0
+        self._unavailable_total = 0
+
+    def available(self, now_s: float) -> bool:
+        """Whether to ask the tier at all; False counts as a skipped ask."""
+        with self._changed:
+            free = not self._closed and not self._overdue and len(self._reads) < READS_QUEUED_MAX
+            free = free and self._breakers["read"].allow(now_s)
+            self._unavailable_total += not free
+            return free
+
+    def read(self, job: Callable[[], None]) -> None:
+        """Run `job` on a thread of this lane, before any write. `job` must not raise."""
+        with self._changed:
+            self._reads.append(job)
+            self._wake()
+
+    def write(self, record: BlockRecord) -> bool:
+        """Queue one block; False (counted) if there is no room or the tier is shut off."""
+        size = _size(record)
+        with self._changed:
+            shut = self._closed or self._overdue
+            full = self._queued_bytes + size > self._queue_bytes_max
+            if shut or full or not self._breakers["write"].allow(self._clock.now_s()):
+                self._dropped_total += 1
+                return False
+            self._writes.append(record)
+            self._queued_bytes += size
+            self._wake()
+            return True
+
+    def call(self, vote: Vote, act: Callable[[], _T]) -> _T:
+        """Run `act` on this thread, timed and judged. Whatever it raises is TierUnavailable.
+
+        vote: the breaker that hears the outcome. "match" tells the read breaker only of failures:
+        an index in RAM answers also when every read of the disk fails.
+        """
+        token = _Call(vote, self._clock.now_s())
+        with self._changed:
+            self._calls.add(token)
+        error: Exception | None = None
+        try:
+            return act()
+        except Exception as caught:
+            error = caught
+            raise TierUnavailable(f"tier {self.tier.name}: {caught!r}") from caught
+        finally:
+            now_s = self._clock.now_s()
+            with self._changed:
+                self._calls.discard(token)
+                self._errors_total += error is not None
+                # An overdue call was judged when it became overdue.
+                if not token.overdue and (vote != "match" or error is not None):
+                    self._judge(vote, ok=error is None, now_s=now_s)
+                self._overdue -= token.overdue
+
+    def nothing_there(self) -> None:
+        """A probe found no block to read: that is as well as the tier can show itself."""
+        with self._changed:
+            if self._breakers["read"].is_open:
+                self._judge("read", ok=True, now_s=self._clock.now_s())
+
+    def tick(self, now_s: float) -> bool:
+        """Mark calls that are past the deadline; whether any became so just now."""
+        with self._changed:
+            late = [
+                call
+                for call in self._calls
+                if not call.overdue and now_s - call.started_s >= self.deadline_s
+            ]
+            for call in late:
+                call.overdue = True
+                self._overdue += 1
+                self._overdue_total += 1
+                self._judge(call.vote, ok=False, now_s=now_s)
+            return bool(late)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until the write queue is empty and written; False after `timeout_s` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._writes and not self._writers, timeout_s)
+
+    def close(self, timeout_s: float) -> bool:
+        """Stop the threads and close the tier; False if that hangs or fails."""
+        with self._changed:
+            self._closed = True
+            self._dropped_total += len(self._writes)
+            self._queued_bytes -= sum(map(_size, self._writes))
+            self._writes.clear()
+            self._changed.notify_all()
+        closer = threading.Thread(target=self._close, daemon=True, name="bul-cache-close")
+        closer.start()
+        closer.join(timeout_s)
+        return self._closed_well
+
+    def stats(self) -> Mapping[str, float]:
+        """The tier's own numbers, as of the last time it answered, and the lane's."""
+        with self._changed:
+            if not (self._overdue or self._closed or self._asking_stats):
+                self._asking_stats = True
+                self._reads.append(self._ask_stats)
+                self._wake()
+            self._changed.wait_for(lambda: not self._asking_stats, STATS_WAIT_S)
+            return {
+                **self._tier_stats,
+                "hit_tokens_total": self.hit_tokens_total,
+                "hit_bytes_total": self.hit_bytes_total,
+                "errors_total": self._errors_total,
+                "overdue_total": self._overdue_total,
+                "overdue": self._overdue,
+                "read_breaker_open": self._breakers["read"].is_open,
+                "write_breaker_open": self._breakers["write"].is_open,
+                "breaker_opened_total": sum(b.opened_total for b in self._breakers.values()),
+                "unavailable_total": self._unavailable_total,
+                "written_blocks_total": self._written_total,
+                "dropped_blocks_total": self._dropped_total,
+                "write_queue_bytes": self._queued_bytes,
+                "loads_refused_total": self.gate.refused_total,
+                "load_bytes_per_s": self.gate.bytes_per_s,
+            }
+
+    def _judge(self, vote: Vote, *, ok: bool, now_s: float) -> None:
+        if vote != "stats":
+            self._breakers["write" if vote == "write" else "read"].record(ok=ok, now_s=now_s)
+
+    def _ask_stats(self) -> None:
+        stats: Mapping[str, float] = {}
+        with contextlib.suppress(TierUnavailable):
+            stats = self.call("stats", lambda: dict(self.tier.stats()))
+        with self._changed:
+            self._tier_stats = stats or self._tier_stats
+            self._asking_stats = False
+            self._changed.notify_all()
+
+    def _close(self) -> None:
+        for thread in self._threads:
+            thread.join()
+        try:
+            self.tier.close()
+        except Exception:
+            logger.exception("tier %s could not be closed", self.tier.name)
+        else:
+            self._closed_well = True
+
+    def _wake(self) -> None:
+        waiting = len(self._reads) + len(self._writes)
+        if waiting > self._idle and len(self._threads) < self._threads_max and not self._closed:
+            thread = threading.Thread(
+                target=self._work, daemon=True, name=f"bul-cache-{self.tier.name}"
+            )
+            self._threads.append(thread)
+            thread.start()
+        else:
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._reads and not self._may_write():
+                    if self._closed:
+                        return
+                    self._idle += 1
+                    self._changed.wait()
+                    self._idle -= 1
+                job = self._reads.popleft() if self._reads else None
+                batch = [] if job else self._take_batch()
+            if job is not None:
+                self._run(job)
+            else:
+                self._write_batch(batch)
+
+    def _run(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception:
+            # Our own mistake; the load's deadline still ends it, and the thread lives on.
+            logger.exception("a read job of tier %s raised", self.tier.name)
+
+    def _may_write(self) -> bool:
+        return bool(self._writes) and self._writers < self._writers_max
+
+    def _take_batch(self) -> list[BlockRecord]:
+        self._writers += 1
+        batch = [self._writes.popleft()]
+        size = _size(batch[0])
+        while (
+            self._writes
+            and len(batch) < WRITE_BATCH_BLOCKS
+            and size + _size(self._writes[0]) <= WRITE_BATCH_BYTES
+        ):
+            batch.append(self._writes.popleft())
+            size += _size(batch[-1])
+        return batch
+
+    def _write_batch(self, batch: list[BlockRecord]) -> None:
+        written = 0
+        with contextlib.suppress(TierUnavailable):  # counted by `call`; the drop is counted below
+            written = self.call("write", lambda: min(len(batch), max(0, int(self.tier.set(batch)))))
+        with self._changed:
+            self._writers -= 1
+            self._queued_bytes -= sum(map(_size, batch))
+            self._written_total += written
+            self._dropped_total += len(batch) - written
+            self._changed.notify_all()

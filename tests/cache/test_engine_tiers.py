@@ -1,0 +1,406 @@
+"""The engine with slower tiers: loads, promotion, write-through, faults with their controls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from bul.blocks.chain import block_keys, chain_root
+from bul.blocks.prefix import PrefixMatch
+from bul.cache.contract import Tier
+from bul.cache.engine import UltraAdaptiveKVCacheEngine
+from bul.config import KVCacheConfig
+from bul.errors import TierUnavailable
+from bul.testing.clock import ManualClock
+from bul.testing.tiers import Fault, FaultyTier, MemoryTier
+
+BLOCK_TOKENS = 4
+ROOT = chain_root(bytes(32), b"")
+WAIT_S = 30.0
+
+MakeEngine = Callable[..., UltraAdaptiveKVCacheEngine]
+
+
+def chain(blocks: int, first_token: int = 0) -> list[bytes]:
+    tokens = range(first_token, first_token + blocks * BLOCK_TOKENS)
+    return block_keys(ROOT, tokens, BLOCK_TOKENS)
+
+
+def payloads(keys: list[bytes]) -> list[bytes]:
+    return [key * 2 for key in keys]
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def make(clock: ManualClock) -> Iterator[MakeEngine]:
+    engines: list[UltraAdaptiveKVCacheEngine] = []
+
+    def build(*tiers: Tier, block_bytes: int = 64, **settings: object) -> object:
+        settings = {"eviction": "lru", "block_tokens": BLOCK_TOKENS, "max_tokens": 400} | settings
+        engine = UltraAdaptiveKVCacheEngine(
+            KVCacheConfig(**settings),  # type: ignore[arg-type]
+            tiers=tiers,
+            clock=clock,
+            block_bytes=block_bytes,
+        )
+        engines.append(engine)
+        return engine
+
+    yield build  # type: ignore[misc]
+    for engine in engines:
+        engine.close()
+
+
+def settled(match: PrefixMatch) -> PrefixMatch:
+    ready = threading.Event()
+    match.when_settled(ready.set)
+    assert ready.wait(WAIT_S), "the match never settled"
+    return match
+
+
+def store(engine: UltraAdaptiveKVCacheEngine, keys: list[bytes]) -> None:
+    match = settled(engine.match_prefix(keys))
+    cached = len(match.blocks)
+    engine.set_blocks(keys, cached, payloads(keys)[cached:])
+    match.release()
+
+
+def cached(engine: UltraAdaptiveKVCacheEngine, keys: list[bytes]) -> int:
+    match = settled(engine.match_prefix(keys))
+    assert [bytes(block) for block in match.blocks] == payloads(keys)[: len(match.blocks)]
+    match.release()
+    return len(match.blocks)
+
+
+def filled(keys: list[bytes], make: MakeEngine) -> MemoryTier:
+    """A tier that an engine wrote `keys` to."""
+    tier = MemoryTier()
+    engine = make(tier)
+    store(engine, keys)
+    assert engine.flush(WAIT_S)
+    tier.calls.clear()
+    return tier
+
+
+def gets(tier: MemoryTier) -> list[int]:
+    return [keys for method, keys in tier.calls if method == "get"]
+
+
+def test_a_new_engine_is_warm_from_its_first_request(make: MakeEngine) -> None:
+    tier = filled(chain(10), make)
+    engine = make(tier)
+    assert cached(engine, chain(12)) == 10
+    assert engine.stats()["memory"]["hit_tokens_total"] == 10 * BLOCK_TOKENS
+
+
+def test_a_prefix_is_read_in_windows_never_block_by_block(make: MakeEngine) -> None:
+    tier = filled(chain(32), make)
+    assert cached(make(tier, prefetch_size=16), chain(40)) == 32
+    assert tier.calls[0] == ("match", 40)
+    assert sorted(gets(tier)) == [16, 16]
+
+
+def test_without_prefetch_one_block_is_read_after_another(make: MakeEngine) -> None:
+    tier = filled(chain(5), make)
+    assert cached(make(tier, prefetch_size=0), chain(5)) == 5
+    assert gets(tier) == [1] * 5
+
+
+def test_what_was_loaded_is_promoted_to_ram(make: MakeEngine) -> None:
+    tier = filled(chain(5), make)
+    engine = make(tier)
+    cached(engine, chain(5))
+    tier.calls.clear()
+    assert cached(engine, chain(5)) == 5
+    assert gets(tier) == []
+    assert engine.stats()["engine"]["ram_hit_tokens_total"] == 5 * BLOCK_TOKENS
+
+
+def test_what_was_loaded_is_not_written_back(make: MakeEngine) -> None:
+    tier = filled(chain(5), make)
+    engine = make(tier)
+    cached(engine, chain(5))
+    engine.flush(WAIT_S)
+    assert ("set", 5) not in tier.calls
+
+
+def test_the_next_tier_goes_on_where_the_first_one_ends(make: MakeEngine) -> None:
+    near, far = filled(chain(4), make), filled(chain(9), make)
+    engine = make(near, far)
+    assert cached(engine, chain(10)) == 9
+    assert engine.flush(WAIT_S)
+    assert len(near.records) == 9  # promoted
+    assert len(far.records) == 9
+
+
+def test_twenty_threads_load_a_prefix_once(make: MakeEngine) -> None:
+    tier = filled(chain(8), make)
+    engine, counts = make(tier, prefetch_size=8), list[int]()
+    gate = threading.Barrier(20)
+
+    def request() -> None:
+        gate.wait()
+        counts.append(cached(engine, chain(8)))
+
+    threads = [threading.Thread(target=request) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert counts == [8] * 20
+    assert gets(tier) == [8]
+
+
+def test_a_request_that_leaves_while_loading_hands_the_load_on(make: MakeEngine) -> None:
+    inner = filled(chain(8), make)
+    hung = [Fault(hang=True)]
+    tier = FaultyTier(inner, lambda method: hung.pop() if method == "get" and hung else Fault())
+    engine = make(tier)
+    first = engine.match_prefix(chain(8))
+    assert tier.hanging.acquire(timeout=WAIT_S)
+    second = engine.match_prefix(chain(8))
+    first.release()
+    assert len(settled(second).blocks) == 8
+    second.release()
+    tier.unhang()
+
+
+# faults
+
+
+@pytest.mark.parametrize("method", ["match", "get"])
+def test_a_tier_that_raises_is_a_miss(make: MakeEngine, method: str) -> None:
+    broken = FaultyTier(
+        filled(chain(4), make),
+        lambda name: Fault(error=OSError(5, "EIO") if name == method else None),
+    )
+    with pytest.raises(OSError, match="EIO"):  # the control: the fault is real
+        getattr(broken, method)(chain(4))
+    engine = make(broken)
+    assert cached(engine, chain(4)) == 0
+    assert engine.stats()["memory"]["errors_total"] == 1
+
+
+LIES: list[tuple[str, object]] = [
+    ("match", 10**9),
+    ("match", -3),
+    ("match", "many"),
+    ("match", None),
+    ("get", None),
+    ("get", []),
+    ("get", [b"x" * 64] * 99),
+    ("get", [b"short"] * 4),
+    ("get", ["text"] * 4),
+    ("get", [None] * 4),
+]
+
+
+@pytest.mark.parametrize(("method", "answer"), LIES, ids=repr)
+def test_a_tier_that_lies_is_a_miss(make: MakeEngine, method: str, answer: object) -> None:
+    tier = FaultyTier(
+        MemoryTier() if method == "match" else filled(chain(4), make),
+        lambda name: Fault(lies=name == method, answer=answer),
+    )
+    assert cached(make(tier), chain(4)) == 0
+    tier.choose = lambda _: Fault()
+    store(engine := make(tier), chain(4))  # the control: without the lie it is a hit
+    engine.flush(WAIT_S)
+    assert cached(make(tier), chain(4)) == 4
+
+
+@pytest.mark.parametrize("answer", [10**9, -1, "all", None], ids=repr)
+def test_a_tier_that_lies_about_writing_breaks_nothing(make: MakeEngine, answer: object) -> None:
+    tier = FaultyTier(MemoryTier(), lambda name: Fault(lies=name == "set", answer=answer))
+    engine = make(tier)
+    store(engine, chain(4))
+    assert engine.flush(WAIT_S)
+    stats = engine.stats()["memory"]
+    assert stats["written_blocks_total"] + stats["dropped_blocks_total"] == 4
+    assert cached(engine, chain(4)) == 4
+
+
+@pytest.mark.parametrize("method", ["match", "get"])
+def test_a_hung_tier_is_a_miss_at_its_deadline_and_then_not_asked(
+    make: MakeEngine, clock: ManualClock, method: str
+) -> None:
+    tier = FaultyTier(filled(chain(4), make), lambda name: Fault(hang=name == method))
+    engine = make(tier, tier_deadline_s=2.0)
+    match = engine.match_prefix(chain(4))
+    assert tier.hanging.acquire(timeout=WAIT_S)
+    clock.advance(1.999)
+    engine.tick()
+    assert not match.settled
+    clock.advance(0.001)
+    engine.tick()
+    assert match.settled
+    assert len(match.blocks) == 0
+    match.release()
+    second = engine.match_prefix(chain(4))
+    assert second.settled  # at once: the tier is not asked while a call hangs
+    second.release()
+    assert engine.stats()["memory"]["overdue"] == 1
+    tier.unhang()
+
+
+def test_a_tier_that_comes_back_is_used_again(make: MakeEngine, clock: ManualClock) -> None:
+    tier = FaultyTier(filled(chain(4), make), lambda name: Fault(hang=name == "get"))
+    engine = make(tier)
+    match = engine.match_prefix(chain(4))
+    assert tier.hanging.acquire(timeout=WAIT_S)
+    clock.advance(2.0)
+    engine.tick()
+    match.release()
+    tier.unhang()
+    while engine.stats()["memory"]["overdue"]:
+        threading.Event().wait(0.001)
+    assert cached(engine, chain(4)) == 4
+
+
+def test_three_failures_in_a_row_shut_a_tier_off_until_its_pause_is_over(
+    make: MakeEngine, clock: ManualClock
+) -> None:
+    faults = {"match": Fault(error=TierUnavailable("gone"))}
+    inner = filled(chain(4), make)
+    tier = FaultyTier(inner, lambda name: faults.get(name, Fault()))
+    engine = make(tier)
+    for _ in range(5):
+        assert cached(engine, chain(4)) == 0
+    assert engine.stats()["memory"]["errors_total"] == 3
+    assert engine.stats()["memory"]["read_breaker_open"] == 1
+    faults.clear()
+    assert cached(engine, chain(4)) == 0
+    clock.advance(1.0)
+    assert cached(engine, chain(4)) == 4
+    assert engine.stats()["memory"]["read_breaker_open"] == 0
+
+
+def test_what_came_before_the_deadline_is_kept(make: MakeEngine, clock: ManualClock) -> None:
+    faults = [Fault(hang=True), Fault()]  # popped from the end: the first read works
+    tier = FaultyTier(
+        filled(chain(8), make), lambda name: faults.pop() if name == "get" else Fault()
+    )
+    engine = make(tier, prefetch_size=0)
+    match = engine.match_prefix(chain(8))
+    assert tier.hanging.acquire(timeout=WAIT_S)
+    clock.advance(2.0)
+    engine.tick()
+    assert list(match.blocks) == payloads(chain(1))
+    match.release()
+    tier.unhang()
+
+
+# writing
+
+
+def test_a_full_write_queue_drops_and_counts_and_ram_keeps(make: MakeEngine) -> None:
+    tier = FaultyTier(MemoryTier(), lambda name: Fault(hang=name == "set"))
+    engine = make(tier, block_bytes=0, write_queue_bytes_max=1 << 20)
+    keys = chain(8)
+    engine.set_blocks(keys, 0, [bytes(1 << 19)] * 8)
+    assert engine.stats()["memory"]["dropped_blocks_total"] == 6
+    assert engine.stats()["memory"]["write_queue_bytes"] == 1 << 20
+    assert engine.stats()["ram"]["blocks"] == 8
+    tier.unhang()
+    assert engine.flush(WAIT_S)
+    assert engine.stats()["memory"]["write_queue_bytes"] == 0
+
+
+def test_a_dropped_block_is_offered_again_when_ram_evicts_it(make: MakeEngine) -> None:
+    inner = MemoryTier()
+    tier = FaultyTier(inner, lambda name: Fault(hang=name == "set"))
+    engine = make(tier, block_bytes=0, max_tokens=4 * BLOCK_TOKENS, write_queue_bytes_max=1 << 20)
+    first, second = chain(4), chain(4, 900)
+    engine.set_blocks(first, 0, [bytes(1 << 19)] * 4)
+    assert len(inner.records) == 0
+    tier.unhang()
+    assert engine.flush(WAIT_S)
+    assert len(inner.records) == 2
+    engine.set_blocks(second, 0, [b""] * 4)
+    assert engine.flush(WAIT_S)
+    assert set(first) & set(inner.records) == set(first)
+
+
+def test_a_tier_that_fails_to_write_loses_blocks_and_nothing_else(make: MakeEngine) -> None:
+    tier = FaultyTier(MemoryTier(), lambda name: Fault(error=OSError(28, "ENOSPC")))
+    engine = make(tier)
+    store(engine, chain(4))
+    assert engine.flush(WAIT_S)
+    assert engine.stats()["memory"]["dropped_blocks_total"] == 4
+    assert cached(engine, chain(4)) == 4
+
+
+def test_records_carry_their_parent_and_their_end(make: MakeEngine, clock: ManualClock) -> None:
+    tier = MemoryTier(wall_s=clock.wall_s)
+    engine = make(tier, ttl_s=60.0)
+    store(engine, chain(2))
+    assert engine.flush(WAIT_S)
+    first, second = (tier.records[key] for key in chain(2))
+    assert (first.parent, second.parent) == (b"", chain(1)[0])
+    assert second.expires_wall_s == clock.wall_s() + 60.0
+    assert second.tokens == BLOCK_TOKENS
+
+
+def test_closing_writes_what_is_queued_and_closes_the_tier(make: MakeEngine) -> None:
+    inner = MemoryTier()
+    engine = make(FaultyTier(inner, lambda name: Fault(delay_s=0.01 * (name == "set"))))
+    store(engine, chain(8))
+    assert engine.close() is True
+    assert len(inner.records) == 8
+    assert inner.closed
+
+
+def test_closing_does_not_wait_for_a_hung_tier(make: MakeEngine) -> None:
+    tier = FaultyTier(filled(chain(4), make), lambda name: Fault(hang=name == "get"))
+    engine = make(tier)
+    match = engine.match_prefix(chain(4))
+    assert tier.hanging.acquire(timeout=WAIT_S)
+    assert engine.close(timeout_s=0.05) is False
+    assert match.settled
+    match.release()
+    tier.unhang()
+
+
+# break-even
+
+
+def test_a_load_that_would_lose_is_refused_and_one_that_wins_is_not(
+    make: MakeEngine, clock: ManualClock
+) -> None:
+    slow = filled(chain(8), make)
+    tier = FaultyTier(slow)
+    engine = make(tier, max_tokens=4 * BLOCK_TOKENS)
+
+    def tick(_: str) -> Fault:
+        clock.advance(0.5)  # every call takes half a second
+        return Fault()
+
+    tier.choose = tick
+    assert cached(engine, chain(8)) == 8  # not measured yet: allowed
+    engine.observe_prefill(1_000_000, 1.0)
+    engine.set_blocks(chain(4, 900), 0, payloads(chain(4, 900)))
+    assert cached(engine, chain(8)) == 0
+    assert engine.stats()["memory"]["loads_refused_total"] == 1
+    for _ in range(1000):
+        engine.observe_prefill(1, 1000.0)
+    assert cached(engine, chain(8)) == 8
+
+
+def test_break_even_can_be_turned_off(make: MakeEngine, clock: ManualClock) -> None:
+    tier = FaultyTier(filled(chain(8), make))
+    engine = make(tier, max_tokens=4 * BLOCK_TOKENS, break_even=False)
+
+    def tick(_: str) -> Fault:
+        clock.advance(0.5)
+        return Fault()
+
+    tier.choose = tick
+    engine.observe_prefill(1_000_000, 1.0)
+    assert cached(engine, chain(8)) == 8
+    engine.set_blocks(chain(4, 900), 0, payloads(chain(4, 900)))
+    assert cached(engine, chain(8)) == 8
