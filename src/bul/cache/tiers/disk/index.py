@@ -1,0 +1,312 @@
+"""The disk tier's index: a hash table in a file, shared by all processes of a folder.
+
+Refuses to be believed: it is a hint about where a record may lie, and the record's own header
+decides. That is what keeps it simple: readers take no lock, a torn or stale slot is a miss, and a
+file that is damaged, truncated or from another format is thrown away and built again.
+
+Layout: a header of 1 KiB, then buckets of 16 slots of 64 bytes. A key lives in one of two buckets,
+named by its first and its second 8 bytes (they are hashes already); it is inserted into the
+emptier one, which fills a table to about 95 % before a bucket overflows (Azar, Broder, Karlin and
+Upfal, "Balanced allocations", 1994). A look-up is one or two reads of 1 KiB, about 1.5 us each,
+whatever the size; an open is one read. At a load of 0.4 to 0.8, 64-byte slots cost 80 to 160 bytes
+of page cache for a block, and none of a process's own memory.
+
+Why not LMDB: a damaged LMDB file takes the process down with it, and an index that is only a
+hint needs no transactions (docs/decisions/, "The disk index is a hint in a flat file"). Why read()
+and not mmap(): an I/O error under a mapping is a SIGBUS, which no Python code survives.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from xxhash import xxh3_128_digest
+
+from bul.cache.tiers.disk.io import DiskIO, Handle
+
+__all__ = ["SLOT_DTYPE", "DiskIndex", "Entry", "build_table", "newest_only"]
+
+SLOT_BYTES: Final = 64
+BUCKET_SLOTS: Final = 16
+BUCKET_BYTES: Final = SLOT_BYTES * BUCKET_SLOTS
+BUCKETS_MIN: Final = 16
+OFFSET_MAX: Final = 1 << 62
+_BUILD_LOAD: Final = 0.45
+_LAST_USE_AT: Final = 32 + 4 + 8 + 4 + 4
+_EMPTY: Final = bytes(SLOT_BYTES)
+_READ_BYTES: Final = 8 << 20
+
+_HEADER = struct.Struct("<8sQQ32s")
+_MAGIC: Final = b"BULINDX\1"
+_SLOT = struct.Struct("<32sIQIIII4x")
+_PLACE = struct.Struct("<IQIIII")
+_U32 = struct.Struct("<I")
+
+SLOT_DTYPE: Final[np.dtype[np.void]] = np.dtype(
+    [
+        ("key", "V32"),
+        ("sequence", "<u4"),
+        ("offset", "<u8"),
+        ("record_bytes", "<u4"),
+        ("tokens", "<u4"),
+        ("last_use", "<u4"),
+        ("expires_s", "<u4"),
+        ("pad", "V4"),
+    ]
+)
+assert _SLOT.size == SLOT_DTYPE.itemsize == SLOT_BYTES
+
+
+class Entry(NamedTuple):
+    """Where a record may lie. position: of the slot; sequence 0 never occurs.
+
+    last_use: the newest segment's number when the block was last used, the tier's clock: it
+    moves with what is written, needs no time, and survives restarts and clock jumps.
+    """
+
+    position: int
+    sequence: int
+    offset: int
+    record_bytes: int
+    tokens: int
+    last_use: int
+    expires_s: int
+
+
+class DiskIndex:
+    """Look-ups without a lock, changes under the index lock. Every method may raise OSError."""
+
+    def __init__(self, path: Path, identity: bytes, io: DiskIO, lock_timeout_s: float) -> None:
+        self._path = path
+        self._identity = identity
+        self._io = io
+        self._lock_timeout_s = lock_timeout_s
+        self._threads = threading.Lock()
+        self._lock_file = io.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT)
+        self._table: tuple[Handle, int] | None = None
+
+    # -- the file --------------------------------------------------------------------------
+
+    def open(self) -> bool:
+        """Attach to the file; `False` when there is none that can be used."""
+        try:
+            handle = self._io.open(self._path, os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        head = self._io.pread(handle.fd, BUCKET_BYTES, 0)
+        if len(head) < BUCKET_BYTES:
+            return False
+        body = head[: _HEADER.size]
+        magic, buckets, slots, identity = _HEADER.unpack(body)
+        good = (
+            xxh3_128_digest(body) == head[_HEADER.size : _HEADER.size + 16]
+            and magic == _MAGIC
+            and slots == BUCKET_SLOTS
+            and identity == self._identity
+            and self._io.fstat(handle.fd).st_size == (buckets + 1) * BUCKET_BYTES
+        )
+        if good:
+            self._table = (handle, buckets)
+        return good
+
+    def reopen_if_replaced(self) -> None:
+        """Follow another process that built a larger table."""
+        if self._table is None or self._io.fstat(self._table[0].fd).st_nlink == 0:
+            self.open()
+
+    def replace(self, slots: npt.NDArray[np.void], *, durable: bool = False) -> None:
+        """Make a table of `slots` (SLOT_DTYPE, complete buckets) the index. Under the lock."""
+        buckets = len(slots) // BUCKET_SLOTS
+        body = _HEADER.pack(_MAGIC, buckets, BUCKET_SLOTS, self._identity)
+        head = (body + xxh3_128_digest(body)).ljust(BUCKET_BYTES, b"\0")
+        temporary = self._path.with_name(self._path.name + ".tmp")
+        handle = self._io.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        self._io.write_all(handle.fd, [head, slots.view(np.uint8).data], 0)
+        if durable:
+            self._io.fsync(handle.fd)
+        self._io.rename(temporary, self._path)
+        self._table = (handle, buckets)
+
+    def sync(self) -> None:
+        """Make the table durable (a clean close)."""
+        if self._table is not None:
+            self._io.fsync(self._table[0].fd)
+
+    def close(self) -> None:
+        self._table = None
+        self._lock_file.close()
+
+    @property
+    def file_bytes(self) -> int:
+        return (self._table[1] + 1) * BUCKET_BYTES if self._table else 0
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The index lock: threads of this process first, then processes."""
+        if not self._threads.acquire(timeout=self._lock_timeout_s):
+            raise TimeoutError("the index is locked by another thread")
+        try:
+            self._io.lock(self._lock_file.fd, self._lock_timeout_s)
+            try:
+                self.reopen_if_replaced()
+                yield
+            finally:
+                self._io.unlock(self._lock_file.fd)
+        finally:
+            self._threads.release()
+
+    # -- single keys -----------------------------------------------------------------------
+
+    def lookup(self, key: bytes) -> Entry | None:
+        """One or two reads; no lock."""
+        table = self._table
+        if table is None:
+            return None
+        handle, buckets = table
+        for half in (key[:8], key[8:16]):
+            base = (int.from_bytes(half, "little") % buckets + 1) * BUCKET_BYTES
+            data = self._io.pread(handle.fd, BUCKET_BYTES, base)
+            at = data.find(key)
+            while at >= 0:
+                if at % SLOT_BYTES == 0 and at + SLOT_BYTES <= len(data):
+                    entry = Entry(base + at, *_PLACE.unpack_from(data, at + 32))
+                    if entry.sequence and entry.offset <= OFFSET_MAX:
+                        return entry
+                at = data.find(key, at + 1)
+        return None
+
+    def touch(self, entry: Entry, newest: int) -> None:
+        """Note a use, at most one write for a block and segment; a race costs one hint."""
+        table = self._table
+        if table is not None and entry.last_use != newest:
+            self._io.pwritev(table[0].fd, [_U32.pack(newest)], entry.position + _LAST_USE_AT)
+
+    def remove(self, key: bytes, sequence: int, offset: int) -> bool:
+        """Forget the key if it still points there. Under the lock."""
+        entry = self.lookup(key)
+        if entry is None or (entry.sequence, entry.offset) != (sequence, offset):
+            return False
+        assert self._table is not None
+        self._io.write_all(self._table[0].fd, [_EMPTY], entry.position)
+        return True
+
+    def insert(
+        self,
+        key: bytes,
+        entry: Entry,
+        live: Container[int],
+        may_grow: Callable[[int], bool],
+    ) -> Entry | None:
+        """Publish a record (its `position` is ignored); returns what it replaced. Under the lock.
+
+        A full pair of buckets takes a slot of a segment that is gone; else the table doubles if
+        `may_grow(bytes)`; else the least recently used of the pair is forgotten.
+        """
+        if self._table is None:
+            self.replace(np.zeros(BUCKETS_MIN * BUCKET_SLOTS, SLOT_DTYPE))
+        old = self.lookup(key)
+        position = old.position if old else self._free_position(key, live)
+        if position is None and may_grow(self.file_bytes * 2):
+            self._grow(live)
+            position = self._free_position(key, live)
+        if position is None:
+            position = min(self._pair(key), key=lambda slot: slot[1].last_use)[0]
+        assert self._table is not None
+        packed = _SLOT.pack(key, *entry[1:])
+        self._io.write_all(self._table[0].fd, [packed], position)
+        return old
+
+    def _pair(self, key: bytes) -> list[tuple[int, Entry]]:
+        """Slots of the key's two buckets, the emptier bucket first."""
+        assert self._table is not None
+        handle, buckets = self._table
+        found: list[list[tuple[int, Entry]]] = []
+        for half in (key[:8], key[8:16]):
+            base = (int.from_bytes(half, "little") % buckets + 1) * BUCKET_BYTES
+            data = self._io.pread(handle.fd, BUCKET_BYTES, base).ljust(BUCKET_BYTES, b"\0")
+            found.append(
+                [
+                    (base + at, Entry(base + at, *_PLACE.unpack_from(data, at + 32)))
+                    for at in range(0, BUCKET_BYTES, SLOT_BYTES)
+                ]
+            )
+        found.sort(key=lambda slots: sum(entry.sequence != 0 for _, entry in slots))
+        return found[0] + found[1]
+
+    def _free_position(self, key: bytes, live: Container[int]) -> int | None:
+        pair = self._pair(key)
+        for position, entry in pair:
+            if entry.sequence == 0:
+                return position
+        for position, entry in pair:
+            if entry.sequence not in live:
+                return position
+        return None
+
+    # -- all keys --------------------------------------------------------------------------
+
+    def chunks(self) -> Iterator[npt.NDArray[np.void]]:
+        """The used slots, a few MiB at a time; a racing write may show torn."""
+        table = self._table
+        if table is None:
+            return
+        handle, buckets = table
+        offset, end = BUCKET_BYTES, (buckets + 1) * BUCKET_BYTES
+        while offset < end:
+            data = self._io.read_exact(handle.fd, min(_READ_BYTES, end - offset), offset)
+            if not data:
+                return
+            offset += len(data)
+            slots = np.frombuffer(data[: len(data) // SLOT_BYTES * SLOT_BYTES], SLOT_DTYPE)
+            yield slots[slots["sequence"] != 0]
+
+    def _grow(self, live: Container[int]) -> None:
+        slots = np.concatenate([*self.chunks(), np.zeros(0, SLOT_DTYPE)])
+        known = [number for number in np.unique(slots["sequence"]) if int(number) in live]
+        slots = slots[np.isin(slots["sequence"], known)]
+        assert self._table is not None
+        self.replace(build_table(slots, buckets_min=self._table[1] * 2))
+
+
+def build_table(
+    slots: npt.NDArray[np.void], buckets_min: int = BUCKETS_MIN
+) -> npt.NDArray[np.void]:
+    """A complete table of the given slots (distinct keys); vectorised, about 1 us a block.
+
+    First everyone goes to the first bucket; whoever finds it full goes to the second. At the
+    load used here a few in a million find both full, and are left out: a hint less.
+    """
+    buckets = max(buckets_min, BUCKETS_MIN, int(len(slots) / (BUCKET_SLOTS * _BUILD_LOAD)) + 1)
+    table = np.zeros(buckets * BUCKET_SLOTS, SLOT_DTYPE)
+    used = np.zeros(buckets, np.int64)
+    rest = np.arange(len(slots))
+    halves = np.ascontiguousarray(slots["key"]).view("<u8").reshape(-1, 4)
+    for half in (0, 1):
+        bucket = (halves[rest, half] % np.uint64(buckets)).astype(np.int64)
+        order = np.argsort(bucket, kind="stable")
+        rest, bucket = rest[order], bucket[order]
+        first = np.searchsorted(bucket, bucket)
+        rank = np.arange(len(bucket)) - first + used[bucket]
+        fits = rank < BUCKET_SLOTS
+        table[bucket[fits] * BUCKET_SLOTS + rank[fits]] = slots[rest[fits]]
+        used += np.bincount(bucket[fits], minlength=buckets)
+        rest = rest[~fits]
+    return table
+
+
+def newest_only(slots: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """One slot a key: of several, the one written last (segment number, then offset)."""
+    halves = np.ascontiguousarray(slots["key"]).view("<u8").reshape(-1, 4)
+    order = np.lexsort((slots["offset"], slots["sequence"], halves[:, 1], halves[:, 0]))
+    slots, halves = slots[order], halves[order]
+    last = np.ones(len(slots), bool)
+    last[:-1] = np.any(halves[1:] != halves[:-1], axis=1)
+    return slots[last]
