@@ -170,7 +170,7 @@ async def test_the_load_shows_who_runs_and_who_waits(start: StartRunner) -> None
         await until(lambda: runner.load().queue_delay_s > 0.02)
         load = runner.load()
         assert (load.running, load.waiting, load.slots) == (1, 1, 1)
-        assert 0 < load.decode_tokens_per_s <= 210
+        assert 0 < load.decode_tokens_per_s < 400
         assert load.prefill_tokens_per_s > 0
     await waiting
     await until_idle(runner)
@@ -221,13 +221,13 @@ async def test_cancelling_a_task_that_waits_for_a_slot_leaves_nothing(start: Sta
 
 async def test_nothing_lives_longer_than_its_deadline(start: StartRunner) -> None:
     runner = start(
-        TimedCore(ServeConfig(slots=1, context_tokens=1 << 20), SLOW), request_deadline_s=0.1
+        TimedCore(ServeConfig(slots=1, context_tokens=1 << 20), SLOW), request_deadline_s=0.5
     )
-    with pytest.raises(Overloaded, match=r"0\.1 s"):
+    with pytest.raises(Overloaded, match=r"0\.5 s"):
         async for _ in runner.generate(endless()):
             pass
     assert runner.stats()["deadline_total"] == 1
-    assert (await reply(runner, prompt(5))).output_tokens == 8
+    assert (await reply(runner, prompt(5), Sampling(max_tokens=1))).output_tokens == 1
 
 
 async def test_closing_lets_running_requests_finish(start: StartRunner) -> None:

@@ -189,7 +189,7 @@ async def test_requests_that_wait_for_a_load_hold_no_slot(start: StartRunner) ->
 
 
 async def test_requests_that_wait_for_anothers_blocks_hold_no_slot(start: StartRunner) -> None:
-    core = RecordingCore(SERVE, TimedConfig(prefill_tokens_per_s=5000, block_bytes=256))
+    core = RecordingCore(SERVE, TimedConfig(prefill_tokens_per_s=2500, block_bytes=256))
     cache = DictPrefixCache()
     runner = start(core, cache)
     same = [asyncio.create_task(reply(runner, prompt(900))) for _ in range(6)]
@@ -201,13 +201,15 @@ async def test_requests_that_wait_for_anothers_blocks_hold_no_slot(start: StartR
 
 async def test_a_load_that_never_ends_is_given_up_and_recomputed(start: StartRunner) -> None:
     cache = GatedPrefixCache()
-    runner = start(RecordingCore(SERVE), cache, request_deadline_s=0.2, heartbeat_s=0.01)
+    runner = start(RecordingCore(SERVE), cache, request_deadline_s=1.0, heartbeat_s=0.01)
     assert (await reply(runner, prompt(200))).output_tokens == 8
     assert runner.stats()["cache_impatient_total"] == 1
     assert not cache.matches
 
 
-async def test_cancelling_the_one_who_computes_passes_the_claim_on(start: StartRunner) -> None:
+async def test_cancelling_the_one_who_computes_passes_its_work_and_its_claim_on(
+    start: StartRunner,
+) -> None:
     core = RecordingCore(SERVE, TimedConfig(prefill_tokens_per_s=2000, block_bytes=256))
     cache = DictPrefixCache()
     runner = start(core, cache)
@@ -217,11 +219,12 @@ async def test_cancelling_the_one_who_computes_passes_the_claim_on(start: StartR
     computing = asyncio.ensure_future(anext(first))
     await until(lambda: runner.load().running == 1)
     other = asyncio.create_task(reply(runner, prompt(900), Sampling(max_tokens=1)))
-    await until(lambda: len(cache.matches) == 2)
+    await until(lambda: len(cache.matches) == 2 and core.prefilled_tokens >= 128)
     computing.cancel()
-    assert (await other).cached_tokens == 0
+    assert 128 <= (await other).cached_tokens < 896
     await until(lambda: not cache.matches and not cache.claims)
-    assert len(cache.stored) == 14
+    assert list(cache.computed.values()) == [1] * 14
+    assert core.wrong_blocks == 0
 
 
 async def test_cancelled_requests_leave_no_match_no_claim_and_no_slot(start: StartRunner) -> None:
@@ -306,7 +309,7 @@ async def test_a_crowd_that_waits_for_one_prefix_keeps_nobody_from_a_free_slot(
     timed = TimedConfig(prefill_tokens_per_s=3000, decode_tokens_per_s=1e6, block_bytes=256)
     runner = start(RecordingCore(SERVE, timed), DictPrefixCache())
     crowd = [asyncio.create_task(reply(runner, prompt(900))) for _ in range(60)]
-    await until(lambda: runner.load().running == 1)
+    await asyncio.sleep(0)
     assert (await reply(runner, prompt(70, 1), Sampling(max_tokens=1))).output_tokens == 1
     assert not any(task.done() for task in crowd)
     assert len({answer.text for answer in await asyncio.gather(*crowd)}) == 1

@@ -47,7 +47,7 @@ async def test_a_failing_decode_ends_its_batch_and_spares_who_waits(start: Start
     core = RecordingCore(SERVE, PACED)
     runner = start(core)
     tasks = [
-        asyncio.create_task(reply(runner, prompt(10, first), Sampling(max_tokens=50)))
+        asyncio.create_task(reply(runner, prompt(10, first), Sampling(max_tokens=200)))
         for first in range(6)
     ]
     await until(lambda: (0, 1, 2, 3) in core.named("decode"))

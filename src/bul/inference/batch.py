@@ -81,6 +81,15 @@ class Batch:
         except Exception:  # noqa: BLE001 - `admit` clears again, and fails its own request
             self._counters.core_errors_total += 1
 
+    def keep_computed(self, active: ActiveRequest) -> None:
+        """Store what a request that is given up has computed so far.
+
+        Else a client that times out and asks again would start from nothing each time.
+        """
+        if active.slot is not None and active.is_prefilling and active.request.use_cache:
+            computed = active.position // self._core.block_tokens
+            self._set_blocks(active, active.slot, active.keys[:computed], active.stored_blocks)
+
     def prefill_one(self) -> None:
         """One call for the next prefilling request in turn; its first token when that was all."""
         slots = sorted(slot for slot, active in self.running.items() if active.is_prefilling)

@@ -235,6 +235,7 @@ class BatchingRunner:
             self._room.settle(active)
         elif not active.done:
             self._counters.cancelled_total += 1
+            self._batch.keep_computed(active)
             self._retire(active)
 
     def _turn(self) -> None:
@@ -260,6 +261,7 @@ class BatchingRunner:
             expired.append(active)
         for active in expired:
             self._counters.deadline_total += 1
+            self._batch.keep_computed(active)
             self._fail(active, Overloaded(f"not finished within {self._deadline_s} s"))
         for active in self._room.impatient(now_s - self._patience_s):
             self._counters.cache_impatient_total += 1
