@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bul.errors import ModelUnavailable
 
-__all__ = ["TINY_CONTEXT_TOKENS", "write_tiny_gguf"]
+__all__ = ["CHATML", "TINY_CONTEXT_TOKENS", "write_tiny_gguf"]
 
 TINY_CONTEXT_TOKENS: Final = 4096
 _LAYERS: Final = 2
@@ -25,18 +25,21 @@ _FEED_FORWARD: Final = 256
 _CONTROLS: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _MERGES: Final = ("t h", "th e", "Ġ the", "i n", "Ġ a", "a n", "Ġ s", "e r", "o n", "Ġ w")
 _NORMAL, _CONTROL = 1, 3
-_TEMPLATE: Final = (
+CHATML: Final = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + "
     "message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
 
-def write_tiny_gguf(path: Path, *, seed: int = 0) -> Path:
+def write_tiny_gguf(
+    path: Path, *, seed: int = 0, template: str = CHATML, add_bos: bool = False
+) -> Path:
     """Write the model of `seed` to `path`; equal seeds give equal bytes. Returns `path`.
 
     2 layers, 2 KV heads of 32, a byte-level vocabulary of 269 tokens, ChatML. A block of 64
-    tokens is 32,768 bytes. Raises ModelUnavailable without the `gguf` package.
+    tokens is 32,768 bytes. template: "" for a model without one. add_bos: the tokenizer asks for
+    a first token. Raises ModelUnavailable without the `gguf` package.
     """
     try:
         import gguf  # noqa: PLC0415 - a development extra, so not at the top
@@ -46,7 +49,7 @@ def write_tiny_gguf(path: Path, *, seed: int = 0) -> Path:
         ) from error
     writer = gguf.GGUFWriter(str(path), "llama")
     _add_settings(writer)
-    _add_tokenizer(writer)
+    _add_tokenizer(writer, template, add_bos=add_bos)
     _add_tensors(writer, np.random.default_rng(seed))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -70,7 +73,7 @@ def _add_settings(writer: Any) -> None:
     writer.add_file_type(0)
 
 
-def _add_tokenizer(writer: Any) -> None:
+def _add_tokenizer(writer: Any, template: str, *, add_bos: bool) -> None:
     tokens = _tokens()
     kinds = [_CONTROL] * len(_CONTROLS) + [_NORMAL] * (len(tokens) - len(_CONTROLS))
     writer.add_tokenizer_model("gpt2")
@@ -80,8 +83,9 @@ def _add_tokenizer(writer: Any) -> None:
     writer.add_token_merges(list(_MERGES))
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    writer.add_add_bos_token(False)
-    writer.add_chat_template(_TEMPLATE)
+    writer.add_add_bos_token(add_bos)
+    if template:
+        writer.add_chat_template(template)
 
 
 def _tokens() -> list[str]:
