@@ -51,6 +51,8 @@ def resolve_model(model: str, progress: Callable[[str], None]) -> Path:
 
 def check_gguf(path: Path) -> None:
     """Raise ModelUnavailable, in one line, unless `path` is a readable file that begins as GGUF."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ModelUnavailable(f"{path} is not a file", hint="see --model")
     try:
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))
