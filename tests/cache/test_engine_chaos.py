@@ -146,7 +146,9 @@ def assert_right(keys: Sequence[bytes], blocks: Sequence[Buffer]) -> None:
 
 
 TestChaos = Chaos.TestCase
-TestChaos.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestChaos.settings = settings(
+    max_examples=25, stateful_step_count=30, deadline=None, derandomize=True
+)
 
 
 class LongChaos(Chaos):

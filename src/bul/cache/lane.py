@@ -198,7 +198,7 @@ class Lane:
                 self._asking_stats = True
                 self._reads.append(self._ask_stats)
                 self._wake()
-            self._changed.wait_for(lambda: not self._asking_stats, STATS_WAIT_S)
+                self._changed.wait_for(lambda: not self._asking_stats, STATS_WAIT_S)
             return {
                 **self._tier_stats,
                 "hit_tokens_total": self.hit_tokens_total,
