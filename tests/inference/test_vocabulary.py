@@ -107,6 +107,13 @@ def test_a_characters_bytes_may_lie_in_several_tokens(core: EmbeddedCore) -> Non
     assert [len(core.token_bytes(token)) for token in tokens] == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("outside", [-1, 269, 2**40])
+def test_an_id_that_is_no_token_has_no_bytes(vocabulary: Vocabulary, outside: int) -> None:
+    assert vocabulary.size == 269
+    with pytest.raises(IndexError):
+        vocabulary.token_bytes(outside)
+
+
 def test_a_model_without_a_template_says_so(untemplated: Vocabulary) -> None:
     with pytest.raises(InvalidRequest, match="no chat template") as caught:
         untemplated.tokenize_chat([ChatMessage(role="user", content="hi")])

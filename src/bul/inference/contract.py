@@ -123,7 +123,10 @@ class ModelCore(Protocol):
         ...
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token (may be part of a UTF-8 character); b"" for control tokens."""
+        """The bytes of one token (may be part of a UTF-8 character); b"" for control tokens.
+
+        Raises IndexError or OverflowError for an id that is no token. Thread-safe.
+        """
         ...
 
     def is_end(self, token: int) -> bool:

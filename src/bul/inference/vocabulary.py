@@ -92,7 +92,12 @@ class Vocabulary:
         return _filled(self._rendered(messages), messages)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token, perhaps part of a character; b"" for control tokens."""
+        """The bytes of one token, perhaps part of a character; b"" for control tokens.
+
+        Raises IndexError for an id outside [0, size).
+        """
+        if token < 0:
+            raise IndexError(token)
         text, attr = self._texts[token], self._attrs[token]
         if attr & _ATTR_CONTROL:
             return b""
