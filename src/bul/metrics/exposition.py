@@ -16,7 +16,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 __all__ = ["CONTENT_TYPE", "ServiceMetrics"]
@@ -119,11 +119,15 @@ class _Live(Collector):
     def collect(self) -> Iterable[Metric]:
         for name, value in self._gauges().items():
             yield GaugeMetricFamily(f"bul_{name}", f"{name}, now.", value=value)
-        families: dict[str, GaugeMetricFamily] = {}
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
         for tier, values in self._tiers().items():
             for name, value in values.items():
-                family = families.setdefault(
-                    name, GaugeMetricFamily(f"bul_cache_{name}", f"{name}, now.", labels=["tier"])
-                )
+                family = families.get(name) or families.setdefault(name, _family(name))
                 family.add_metric([tier], value)
         yield from families.values()
+
+
+def _family(name: str) -> GaugeMetricFamily | CounterMetricFamily:
+    """A tier's figure by its name: what ends in _total only grows."""
+    kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+    return kind(f"bul_cache_{name}", f"{name} of a tier.", labels=["tier"])

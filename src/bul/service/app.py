@@ -317,6 +317,7 @@ def _failure_headers(failure: Failure, request_id: str) -> tuple[tuple[bytes, by
 
 def _log(error: Exception, request_id: str) -> None:
     """Where it happened, but not a foreign exception's words: they may quote a prompt."""
-    words = str(error) if isinstance(error, BulError) else type(error).__name__
-    frames = "".join(traceback.format_tb(error.__traceback__))
+    source = error.__cause__ or error
+    words = str(source) if isinstance(source, BulError) else type(source).__name__
+    frames = "".join(traceback.format_tb(source.__traceback__))
     logger.error("request %s failed: %s\n%s", request_id, words, frames)

@@ -1,7 +1,7 @@
 """Turns a checked request into token ids; contents stay text, never control tokens.
 
-Refuses to tokenise what cannot fit: a text of more than 64 characters per token of context is turned
-away by its length alone, since four megabytes would keep a tokenizer busy for seconds.
+Refuses to tokenise what cannot fit: a text of more than 64 characters per token of context is
+turned away by its length alone, since four megabytes would keep a tokenizer busy for seconds.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._in_head = True
         self._head_bytes = 0
+        self._field_bytes = 0
         self._message_bytes = 0
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -77,17 +78,18 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self.transport.is_closing():
             return
-        # One large piece may hold a head and its body: then the parsed fields were counted.
+        # Still in the head: what came is all head. One piece with a whole head and part of its
+        # body is not caught here; its fields were counted one by one.
         if self._in_head and self._head_bytes > HEAD_BYTES_MAX:
             self._refuse(_HEAD_TOO_LARGE)
         elif self._message_bytes > MESSAGE_BYTES_MAX:
             self.transport.close()
+        elif self._in_head and self._deadline is None and self._is_idle():
+            # A stray line break stops uvicorn's keep-alive timer without beginning a message.
+            self._expect_within(HEAD_TIMEOUT_S)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head = True
-        self._head_bytes = 0
-        self._message_bytes = 0
         self._field_bytes = 0
         self._expect_within(HEAD_TIMEOUT_S)
 
@@ -100,12 +102,15 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        super().on_headers_complete()  # raises for a URL that cannot be parsed
         self._in_head = False
-        super().on_headers_complete()
         self._expect_within(BODY_TIMEOUT_S)
 
     def on_message_complete(self) -> None:
         self._expect_nothing()
+        self._in_head = True  # of the next one
+        self._head_bytes = 0
+        self._message_bytes = 0
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -127,12 +132,20 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deadline.cancel()
             self._deadline = None
 
+    def _is_idle(self) -> bool:
+        """No answer is owed for an earlier request."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _can_answer(self) -> bool:
+        """Whether the next bytes on the wire can be the answer to what is wrong."""
+        return self._is_idle() if self._in_head else not self.cycle.response_started
+
     def _refuse(self, failure: Failure) -> None:
-        """Answer, unless an answer is already under way, and close."""
+        """Answer, unless that would land inside or after another answer; and close."""
         self._expect_nothing()
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        if self._can_answer():
             body = replies.error_body(failure)
             head = (
                 b"content-type: application/json\r\n"

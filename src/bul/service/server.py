@@ -30,6 +30,7 @@ __all__ = ["ReplicaServer", "bind", "run"]
 KEEP_ALIVE_S = 75
 """Longer than a router keeps an idle connection, so that the router closes first."""
 BACKLOG = 1024
+TICK_S = 1.0
 FLUSH_S = 2
 """For answers that are written but not yet read when everything else has ended."""
 
@@ -60,11 +61,47 @@ def bind(config: ServeConfig, keys: Mapping[str, str]) -> socket.socket:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Leaves signals to us: uvicorn would raise them again and end with their exit code."""
+    """Leaves signals to us: uvicorn would raise them again and end with their exit code.
+
+    And waits for its end instead of asking for it ten times a second.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        self.should_exit = True
+        self._ending.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # keeps the Date header right
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), TICK_S)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close idle connections now, busy ones when their answer is out or `FLUSH_S` is over."""
+        for server in self.servers:
+            server.close()
+        for bound in sockets or ():
+            bound.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await self._until_idle()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # its task sees a client that left
+        await self._until_idle()
+
+    async def _until_idle(self) -> None:
+        state = self.server_state
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_S):
+                while state.connections or state.tasks:  # noqa: ASYNC110 - two sets, no event
+                    await asyncio.sleep(0.005)
 
 
 class ReplicaServer:
@@ -98,15 +135,15 @@ class ReplicaServer:
     async def start(self) -> None:
         """Returns when connections are taken; the application may still be loading."""
         self._serving = asyncio.create_task(self._uvicorn.serve(sockets=[self._socket]))
-        while not self._uvicorn.started and not self._serving.done():
-            await asyncio.sleep(0.001)  # noqa: ASYNC110 - uvicorn has a flag, not an event
+        while not self._uvicorn.started and not self._serving.done():  # noqa: ASYNC110 - a flag
+            await asyncio.sleep(0.001)
 
     async def stop(self, runner: Runner | None, drain_s: float) -> None:
         """Refuse new work, let answers finish, close everything. Idempotent enough for tests."""
         self._app.start_draining()
         if runner is not None:
             await runner.close(drain_s)
-        self._uvicorn.should_exit = True
+        self._uvicorn.end()
         if self._serving is not None:
             await self._serving
 
