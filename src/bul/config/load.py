@@ -273,6 +273,6 @@ def _keys(table: object, source: str) -> Mapping[str, str]:
         if not KEY_NAME.fullmatch(name):
             raise ConfigError(f"{source}: key name {name!r} may hold letters, digits, . _ -")
         if not isinstance(digest, str) or not SHA256_HEX.fullmatch(digest):
-            hint = "make one with `bul keys new`; the key itself never belongs in the file"
+            hint = "make one with `bul keys create`; the key itself never belongs in the file"
             raise ConfigError(f"{source}: [keys] {name} must be 64 hex digits", hint=hint)
     return table

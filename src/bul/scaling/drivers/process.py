@@ -48,6 +48,12 @@ class ProcessDriver:
         return [child.replica for _, child in sorted(self._children.items())]
 
     @property
+    def ready_urls(self) -> list[str]:
+        """Of the replicas that take requests now, in the order of their names."""
+        children = [child for _, child in sorted(self._children.items())]
+        return [child.replica.url for child in children if child.state == "ready"]
+
+    @property
     def failures(self) -> dict[str, str]:
         """Replica name -> why it is "failed"."""
         children = self._children.values()

@@ -1,0 +1,123 @@
+"""What `bul demo` says: one row per turn, and the figures of the turns that share 900 tokens.
+
+Refuses to compare different turns: cold and warm are medians over the same ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["SHARED_TOKENS_MIN", "Report", "Turn", "print_table", "to_json"]
+
+SHARED_TOKENS_MIN = 900
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """shared_tokens: of the previous turn's prompt, all of which this prompt begins with.
+
+    cached_tokens: how many of them came from the cache. ttft_*_ms: with and without the cache.
+    """
+
+    conversation: str
+    turn: int
+    prompt_tokens: int
+    shared_tokens: int
+    cached_tokens: int
+    ttft_cold_ms: float
+    ttft_warm_ms: float
+    identical: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """Everything that was measured."""
+
+    engine: str
+    model: str
+    conversations: int
+    turns: tuple[Turn, ...]
+    seconds: float
+
+    @property
+    def identical(self) -> bool:
+        return all(turn.identical for turn in self.turns)
+
+    @property
+    def shared(self) -> tuple[Turn, ...]:
+        """The turns that share enough to be compared."""
+        return tuple(turn for turn in self.turns if turn.shared_tokens >= SHARED_TOKENS_MIN)
+
+    @property
+    def ttft_cold_ms_p50(self) -> float | None:
+        return _median([turn.ttft_cold_ms for turn in self.shared])
+
+    @property
+    def ttft_warm_ms_p50(self) -> float | None:
+        return _median([turn.ttft_warm_ms for turn in self.shared])
+
+
+def _median(values: list[float]) -> float | None:
+    return round(statistics.median(values), 1) if values else None
+
+
+def to_json(report: Report) -> bytes:
+    """One document; its keys stay, whatever flags are added later."""
+    rows = [dataclasses.asdict(turn) for turn in report.turns]
+    for row in rows:
+        row["ttft_cold_ms"] = round(row["ttft_cold_ms"], 1)
+        row["ttft_warm_ms"] = round(row["ttft_warm_ms"], 1)
+    document = {
+        "identical": report.identical,
+        "conversations": report.conversations,
+        "turns": len(report.turns),
+        "turns_shared_900": len(report.shared),
+        "ttft_cold_ms_p50": report.ttft_cold_ms_p50,
+        "ttft_warm_ms_p50": report.ttft_warm_ms_p50,
+        "prompt_tokens": sum(turn.prompt_tokens for turn in report.turns),
+        "cached_tokens": sum(turn.cached_tokens for turn in report.turns),
+        "engine": report.engine,
+        "model": report.model,
+        "seconds": round(report.seconds, 1),
+        "rows": rows,
+    }
+    return msgspec.json.encode(document)
+
+
+def print_table(report: Report) -> None:
+    """The table for people, on stdout."""
+    table = Table(title=f"{report.model}, engine {report.engine}, greedy")
+    table.add_column("conversation")
+    for name in ("turn", "prompt tokens", "from cache", "TTFT without", "TTFT with"):
+        table.add_column(name, justify="right")
+    table.add_column("same text?")
+    for turn in report.turns:
+        table.add_row(
+            turn.conversation,
+            str(turn.turn),
+            str(turn.prompt_tokens),
+            str(turn.cached_tokens),
+            f"{turn.ttft_cold_ms / 1000:.2f} s",
+            f"{turn.ttft_warm_ms / 1000:.2f} s",
+            "yes" if turn.identical else "NO",
+        )
+    console = Console()
+    console.print(table)
+    console.print(_summary(report))
+
+
+def _summary(report: Report) -> str:
+    same = "every text is the same" if report.identical else "SOME TEXTS DIFFER"
+    cold, warm = report.ttft_cold_ms_p50, report.ttft_warm_ms_p50
+    if cold is None or warm is None:
+        return f"{same}; no turn shared {SHARED_TOKENS_MIN} tokens with the one before"
+    return (
+        f"{same}; {len(report.shared)} turns share {SHARED_TOKENS_MIN} tokens or more: "
+        f"median TTFT {cold / 1000:.2f} s without the cache, {warm / 1000:.2f} s with it "
+        f"({warm / cold:.2f} x)"
+    )
