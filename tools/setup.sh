@@ -44,11 +44,13 @@ need_venv_module() {
 
 fingerprint() { cat "$@" | cksum | tr -d ' \n'; }
 
-# One line per wheel, so that a slow network shows progress.
+# One line per wheel, so that a slow network shows progress; of pip's own words only errors.
 install_pins() {
-    "$python" -m pip install --disable-pip-version-check --only-binary=:all: --no-deps -r "$1" |
-        { grep --line-buffered -E '^(Collecting|Installing)' || true; } |
-        sed -u -E 's/^Collecting ([^ ]+).*/      \1/; s/^(Installing).*/      installing/'
+    "$python" -m pip install --disable-pip-version-check --only-binary=:all: --no-deps -r "$1" 2>&1 |
+        sed -u -n -E \
+            -e 's/^Collecting ([^ ;]+).*/      \1/p' \
+            -e 's/^Installing .*/      installing/p' \
+            -e '/^ERROR/p'
 }
 
 setup_run() {
