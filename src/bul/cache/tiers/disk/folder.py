@@ -183,7 +183,7 @@ class Folder:
 
     def sequences(self, namespace: Path) -> list[int]:
         """Numbers of the segment files there, oldest first."""
-        found = (sequence_of(name) for name in self._io.names(namespace))
+        found = (sequence_of(name) for name in self._io.files(namespace))
         return sorted(number for number in found if number is not None and number < _SEQUENCE_MAX)
 
     def drop(self, sequence: int, namespace: Path | None = None) -> None:
@@ -207,7 +207,7 @@ class Folder:
         for namespace in self.namespaces():
             total += self._occupied(namespace)
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                for name in self._io.names(namespace):
+                for name in self._io.files(namespace):
                     if is_own(name):
                         total += self._occupied(namespace / name)
         return total
@@ -220,11 +220,12 @@ class Folder:
 
     def foreign_names(self) -> list[str]:
         """Files in our namespace that are not ours; never touched."""
-        return sorted(name for name in self._io.names(self.path) if not is_own(name))
+        own = {name for name in self._io.files(self.path) if is_own(name)}
+        return sorted(set(self._io.names(self.path)) - own)
 
     def remove_leftovers(self) -> None:
         """Remove temporary files of those who were killed. Only while nobody else is in."""
-        for name in self._io.names(self.path):
+        for name in self._io.files(self.path):
             if name.endswith(TEMPORARY_SUFFIX) and is_own(name):
                 self._io.unlink(self.path / name)
 

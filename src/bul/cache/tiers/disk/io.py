@@ -98,6 +98,11 @@ class DiskIO:
     def names(self, path: Path) -> list[str]:
         return [entry.name for entry in path.iterdir()]
 
+    def files(self, path: Path) -> list[str]:
+        """Names of regular files only."""
+        with os.scandir(path) as entries:
+            return [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+
     def stat(self, path: Path) -> os.stat_result:
         return path.lstat()
 

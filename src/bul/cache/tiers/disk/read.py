@@ -70,6 +70,7 @@ class Reader:
             segment = self._files.open(entry.sequence)
             if segment is None:
                 self._counters.add("stale_total")
+                self._forget(key, entry)
                 return None
             data = self._io.read_exact(segment.handle.fd, entry.record_bytes, entry.offset)
             header = parse_record_header(data, segment.seed + entry.offset)

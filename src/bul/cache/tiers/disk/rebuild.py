@@ -8,9 +8,12 @@ the worst that it can do is to make a block look more recently used than it was.
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import numpy.typing as npt
 
+from bul.blocks.format import TOC_DTYPE
 from bul.cache.tiers.disk.folder import Folder
 from bul.cache.tiers.disk.index import SLOT_DTYPE, DiskIndex, build_table, newest_only
 from bul.cache.tiers.disk.io import DiskIO
@@ -24,13 +27,9 @@ def rebuild_index(folder: Folder, files: SegmentFiles, index: DiskIndex, io: Dis
     uses = _old_uses(index)
     parts = [np.zeros(0, SLOT_DTYPE)]
     for sequence in sorted(folder.live):
-        segment = files.open(sequence)
-        if segment is None:
-            continue
-        rows = read_rows(io, segment)
-        if rows is None:
-            rows = scanned_rows(io, segment)[0]
-        parts.append(_slots(rows, sequence))
+        # A segment that cannot be read is so many misses; the others are worth starting for.
+        with contextlib.suppress(OSError):
+            parts.append(_slots(_rows(files, io, sequence), sequence))
     slots = np.concatenate(parts)
     del parts
     slots = newest_only(slots)
@@ -38,6 +37,14 @@ def rebuild_index(folder: Folder, files: SegmentFiles, index: DiskIndex, io: Dis
     with index.locked():
         index.replace(build_table(slots))
     return len(slots)
+
+
+def _rows(files: SegmentFiles, io: DiskIO, sequence: int) -> npt.NDArray[np.void]:
+    segment = files.open(sequence)
+    if segment is None:
+        return np.zeros(0, TOC_DTYPE)
+    rows = read_rows(io, segment)
+    return scanned_rows(io, segment)[0] if rows is None else rows
 
 
 def _slots(rows: npt.NDArray[np.void], sequence: int) -> npt.NDArray[np.void]:

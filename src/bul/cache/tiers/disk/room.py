@@ -166,7 +166,7 @@ class RoomMaker:
     def _remove_namespace(self, namespace: Path) -> None:
         """The rest of an identity that nobody uses and that has no segments left."""
         with contextlib.suppress(OSError):
-            for name in self._io.names(namespace):
+            for name in self._io.files(namespace):
                 if is_own(name):
                     self._io.unlink(namespace / name)
             self._io.rmdir(namespace)

@@ -82,7 +82,11 @@ class Segment:
 class SegmentFiles:
     """Opens segments of one folder and keeps at most 128 open, least recently used out first."""
 
-    def __init__(self, folder: Path, identity: bytes, io: DiskIO) -> None:
+    def __init__(
+        self, folder: Path, identity: bytes, io: DiskIO, *, sync_marks: bool = False
+    ) -> None:
+        """sync_marks: make a record's end durable too (policy "always")."""
+        self._sync_marks = sync_marks
         self._folder = folder
         self._identity = identity
         self._io = io
@@ -139,6 +143,8 @@ class SegmentFiles:
             # The name may meanwhile be another file's: never write into that one.
             if self._io.fstat(handle.fd).st_ino == self._io.fstat(segment.handle.fd).st_ino:
                 self._io.write_all(handle.fd, [DEAD_MAGIC], offset)
+                if self._sync_marks:
+                    self._io.fdatasync(handle.fd)
             handle.close()
 
 

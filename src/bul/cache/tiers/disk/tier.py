@@ -121,7 +121,8 @@ class DiskTier:
     def _attach(self, fsync: str) -> None:
         folder, io = self._folder, self._io
         self._index = DiskIndex(folder.path / "index", self._identity, io, LOCK_S)
-        self._files = SegmentFiles(folder.path, self._identity, io)
+        always = fsync == "always"
+        self._files = SegmentFiles(folder.path, self._identity, io, sync_marks=always)
         self._reader = Reader(
             folder,
             self._files,
