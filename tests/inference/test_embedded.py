@@ -136,6 +136,18 @@ def test_closing_twice_is_harmless_and_a_closed_engine_says_so(core: EmbeddedCor
         core.export_blocks(0, 0, 0)
 
 
+def test_a_thread_that_tokenises_survives_the_close(core: EmbeddedCore) -> None:
+    core.close()
+    assert core.token_bytes(core.tokenize("a", special=False)[0]) == b"a"
+
+
+def test_a_token_that_does_not_exist_leaves_the_slot_as_it_was(core: EmbeddedCore) -> None:
+    expected = generate_greedy(core, 1, tokens_of(1, 10), 3)
+    with pytest.raises(ValueError, match="invalid input batch"):
+        core.prefill(0, [5, 10**6], 0)
+    assert generate_greedy(core, 0, tokens_of(1, 10), 3) == expected
+
+
 def test_a_context_longer_than_the_models_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     serve = ServeConfig(slots=1, context_tokens=TINY_CONTEXT_TOKENS + 1)
     with pytest.raises(ConfigError, match=r"serve.context_tokens must be in \[128, 4096\]"):

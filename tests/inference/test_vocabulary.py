@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cyllama.llama import llama_cpp
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bul.errors import InvalidRequest
+from bul.inference.binding import llama_cpp
 from bul.inference.contract import ChatMessage
 from bul.inference.embedded import EmbeddedCore
 from bul.inference.vocabulary import Vocabulary

@@ -18,13 +18,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from cyllama.llama import llama_cpp
-
 from bul.blocks.identity import Identity
 from bul.blocks.prefix import Buffer
 from bul.config import ServeConfig
 from bul.config.paths import cache_dir
 from bul.errors import BlockCorrupted, ConfigError, EngineClosed, ModelUnavailable
+from bul.inference.binding import llama_cpp
 from bul.inference.contract import ChatMessage, Sampling
 from bul.inference.fingerprint import file_digest, instruction_set, rope_of
 from bul.inference.kv_state import PREFIX_BYTES, KvLayout, StateFile, learn_layout
@@ -39,6 +38,9 @@ _KV_TYPES: Final = {0: "f32", _F16: "f16"}
 _CELLS_STEP: Final = 256
 """llama.cpp rounds a stream's cells up to this."""
 _PROBE_TOKENS: Final = 2
+_DECODE_THREAD_WEIGHT_BYTES: Final = 256 << 20
+"""Weights per decode thread: a step of a small model is over before a second thread has woken
+(98 MB on 2 cores with 2 replicas: 96 tokens/s each with one thread, 70 with two)."""
 
 
 class EmbeddedCore:
@@ -72,6 +74,10 @@ class EmbeddedCore:
         self._samplers: dict[int, Any] = {}
         self._model = _load_model(path)
         _check_model(self._model, serve, path)
+        self._threads = serve.threads or os.cpu_count() or 1
+        self._decode_threads = min(
+            self._threads, max(1, self._model.size // _DECODE_THREAD_WEIGHT_BYTES)
+        )
         self._vocabulary = Vocabulary(self._model)
         self._context = _make_context(self._model, serve, block_tokens)
         self._batch = llama_cpp.LlamaBatch(
@@ -108,7 +114,7 @@ class EmbeddedCore:
 
     def clear(self, slot: int) -> None:
         """Empty the slot."""
-        self._open()
+        self._check_open()
         self._context.memory_seq_rm(slot, -1, -1)
         self._lengths[slot] = 0
         self._outputs.pop(slot, None)
@@ -121,13 +127,13 @@ class EmbeddedCore:
         assert 1 <= len(tokens) <= self.block_tokens, len(tokens)
         last = len(tokens) - 1
         steps = [(slot, token, position + at) for at, token in enumerate(tokens)]
-        self._compute(steps, outputs={slot: last})
+        self._compute(steps, outputs={slot: last}, threads=self._threads)
 
     def decode(self, steps: Sequence[tuple[int, int, int]]) -> None:
         """One call for several slots: (slot, token, position) each, a slot at most once."""
         outputs = {slot: at for at, (slot, _, _) in enumerate(steps)}
         assert len(outputs) == len(steps), steps
-        self._compute(steps, outputs=outputs)
+        self._compute(steps, outputs=outputs, threads=self._decode_threads)
 
     def import_blocks(self, slot: int, blocks: Sequence[Buffer], tokens: Sequence[int]) -> None:
         """Make the slot hold [0, len(blocks) * block_tokens).
@@ -160,7 +166,7 @@ class EmbeddedCore:
 
         Raises BlockCorrupted when the engine's state is not laid out as it was at the start.
         """
-        self._open()
+        self._check_open()
         cells = self._lengths[slot]
         assert 0 <= first <= last <= cells // self.block_tokens, (first, last, cells)
         if first == last:
@@ -173,7 +179,7 @@ class EmbeddedCore:
 
     def start_sampling(self, slot: int, sampling: Sampling) -> None:
         """A sampler with its own random state; temperature 0 is greedy, no seed a random one."""
-        self._open()
+        self._check_open()
         chain = llama_cpp.LlamaSampler(llama_cpp.LlamaSamplerChainParams())
         if sampling.temperature <= 0.0:
             chain.add_greedy()
@@ -188,13 +194,16 @@ class EmbeddedCore:
 
     def sample(self, slot: int) -> int:
         """The next token of a slot of the last `prefill` or `decode` call."""
-        self._open()
+        self._check_open()
         assert slot in self._outputs, f"slot {slot} was not in the last call"
         token: int = self._samplers[slot].sample(self._context, self._outputs[slot])
         return token
 
     def close(self) -> None:
-        """Free the model and its KV. Idempotent."""
+        """Free the KV. Idempotent.
+
+        The weights go with the last reference: another thread may be tokenising right now.
+        """
         if self._closed:
             return
         self._closed = True
@@ -202,39 +211,33 @@ class EmbeddedCore:
         self._file.close()
         self._batch.close()
         self._context.close()
-        self._model.close()
 
-    def _compute(self, steps: Sequence[tuple[int, int, int]], outputs: dict[int, int]) -> None:
-        self._open()
+    def _compute(
+        self, steps: Sequence[tuple[int, int, int]], *, outputs: dict[int, int], threads: int
+    ) -> None:
+        self._check_open()
         self._outputs = {}
-        rows = set(outputs.values()) if len(outputs) < len(steps) else range(len(steps))
+        rows = set(outputs.values())
         self._batch.reset()
+        ends = {slot: self._lengths[slot] for slot in outputs}
         for at, (slot, token, position) in enumerate(steps):
+            assert position == ends[slot], f"slot {slot} ends at {ends[slot]}, not at {position}"
             assert position < self.context_tokens, (slot, position)
+            ends[slot] = position + 1
             self._batch.add(token, position, [slot], at in rows)
-        for slot, first in self._ends(steps).items():
-            held = self._lengths[slot]
-            assert first == held, f"slot {slot} ends at {held}, not at {first}"
+        self._context.set_n_threads(threads, threads)
         self._context.decode(self._batch)
-        for slot, _, position in steps:
-            self._lengths[slot] = position + 1
+        for slot, end in ends.items():
+            self._lengths[slot] = end
         self._outputs = outputs
 
-    @staticmethod
-    def _ends(steps: Sequence[tuple[int, int, int]]) -> dict[int, int]:
-        """Where each slot of `steps` must end now: its first position."""
-        first: dict[int, int] = {}
-        for slot, _, position in steps:
-            first.setdefault(slot, position)
-        return first
-
-    def _open(self) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise EngineClosed("the embedded engine is closed")
 
     def _probe(self) -> tuple[KvLayout, bytes]:
         """Compute two tokens, learn how their state is laid out, and leave the slot empty."""
-        self._compute([(0, at, at) for at in range(_PROBE_TOKENS)], outputs={0: 1})
+        self._compute([(0, at, at) for at in range(_PROBE_TOKENS)], outputs={0: 1}, threads=1)
         self._context.save_state_seq_file(self._file.path, 0, [])
         state = self._file.read_all()
         self._file.empty()
@@ -296,7 +299,6 @@ def _make_context(model: Any, serve: ServeConfig, block_tokens: int) -> Any:
     params.flash_attn_type = _FLASH_ATTENTION_ON
     params.type_k = params.type_v = _F16
     params.n_batch = params.n_ubatch = max(block_tokens, serve.slots)
-    params.n_threads = params.n_threads_batch = serve.threads or os.cpu_count() or 1
     try:
         return llama_cpp.LlamaContext(model, params)
     except (ValueError, RuntimeError, MemoryError) as error:

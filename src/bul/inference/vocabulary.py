@@ -13,9 +13,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from cyllama.llama.llama_cpp import LlamaChatMessage, LlamaModel
-
 from bul.errors import InvalidRequest
+from bul.inference.binding import llama_cpp
 from bul.inference.contract import ChatMessage
 
 __all__ = ["Vocabulary"]
@@ -41,7 +40,7 @@ _BYTE_VALUES: Final = _byte_values()
 class Vocabulary:
     """A model's tokenizer and chat template. Immutable once built, so thread-safe."""
 
-    def __init__(self, model: LlamaModel) -> None:
+    def __init__(self, model: llama_cpp.LlamaModel) -> None:
         self._model = model
         self._vocab = model.get_vocab()
         self.size: int = self._vocab.n_vocab
@@ -124,7 +123,9 @@ class Vocabulary:
         """The template with a mark for each content."""
         if "tokenizer.chat_template" not in self._metadata:
             raise _no_template("has no chat template")
-        chat = [LlamaChatMessage(m.role, f"@@content-{i}@@") for i, m in enumerate(messages)]
+        chat = [
+            llama_cpp.LlamaChatMessage(m.role, f"@@content-{i}@@") for i, m in enumerate(messages)
+        ]
         try:
             rendered: str = self._model.chat_apply_template(None, chat, True)
         except (ValueError, RuntimeError):
