@@ -161,7 +161,12 @@ class TimedConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RouteConfig:
-    """`[route]`: the router. replicas: URLs of a static list."""
+    """`[route]`: the router. replicas: URLs of a static list.
+
+    response_timeout_s: a replica may be silent for this long. header_, body_ and idle_timeout_s:
+    a client's time for a request's head, its body, and between two requests. retry_share: second
+    tries per request of the last ten seconds, of which `retries_at_least` are always allowed.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -169,12 +174,30 @@ class RouteConfig:
     replicas: tuple[str, ...] = ()
     connect_timeout_s: float = 1.0
     response_timeout_s: float = 300.0
+    header_timeout_s: float = 10.0
+    body_timeout_s: float = 60.0
+    idle_timeout_s: float = 60.0
+    connections_max: int = 10_000
+    probe_interval_s: float = 0.5
+    probe_timeout_s: float = 1.0
+    retry_share: float = 0.2
+    retries_at_least: int = 10
+    drain_s: float = 30.0
 
     def __post_init__(self) -> None:
         _whole("port", self.port, 0, 65535)
         _one_of("policy", self.policy, ("round_robin", "least_conn"))
         _in_range("connect_timeout_s", self.connect_timeout_s, 0.01, 60)
         _in_range("response_timeout_s", self.response_timeout_s, 0.1, 86400)
+        _in_range("header_timeout_s", self.header_timeout_s, 0.1, 600)
+        _in_range("body_timeout_s", self.body_timeout_s, 0.1, 3600)
+        _in_range("idle_timeout_s", self.idle_timeout_s, 0.1, 3600)
+        _whole("connections_max", self.connections_max, 1, 1_000_000)
+        _in_range("probe_interval_s", self.probe_interval_s, 0.01, 60)
+        _in_range("probe_timeout_s", self.probe_timeout_s, 0.01, 60)
+        _in_range("retry_share", self.retry_share, 0, 1)
+        _whole("retries_at_least", self.retries_at_least, 0, 1_000_000)
+        _in_range("drain_s", self.drain_s, 0, 3600)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
