@@ -1,0 +1,92 @@
+"""`bul route`: the router alone, in front of replicas that run elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+import typing
+
+import click
+
+from bul.cli.options import load as load_settings
+from bul.cli.options import setting
+
+if typing.TYPE_CHECKING:
+    from bul.cli.events import EventLog
+    from bul.config import Settings
+    from bul.router.app import Router
+
+__all__ = ["command", "make_router"]
+
+
+@click.command(name="route")
+@setting("route.replicas", "--replica", help="A replica's URL; give it once per replica.")
+@setting("route.host", "--host", help="Beyond loopback, [keys] must hold an API key.")
+@setting("route.port", "--port", help="0 asks the system for a free one.")
+@setting("route.policy", "--policy")
+@setting("route.connect_timeout_s", "--connect-timeout-s")
+@setting("route.response_timeout_s", "--response-timeout-s", help="A replica's longest silence.")
+@setting("route.connections_max", "--connections-max", help="Clients at the same time.")
+@setting("route.probe_interval_s", "--probe-interval-s")
+@setting("route.probe_timeout_s", "--probe-timeout-s")
+@setting("route.retry_share", "--retry-share", help="Second tries per request, at most.")
+@setting("route.retries_at_least", "--retries-at-least", help="In ten seconds, allowed always.")
+@setting("route.drain_s", "--drain-s", help="For running answers after SIGTERM.")
+@setting("up.log_format", "--log-format")
+def command(**values: object) -> None:
+    """The router alone, on port 8000, in front of any OpenAI-compatible servers.
+
+    Its own pages: /health, /ready, /replicas and /metrics. SIGTERM lets running answers finish.
+
+    Example: bul route --replica http://127.0.0.1:8002 --replica http://127.0.0.1:8003
+    """
+    import uvloop
+
+    from bul.cli.events import EventLog
+    from bul.errors import ConfigError
+
+    settings = load_settings(values)
+    if not settings.route.replicas:
+        raise ConfigError("no replica is given", hint="--replica http://127.0.0.1:8002")
+    _raise_file_limit()
+    router = make_router(settings)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_route(router, EventLog(settings.up.log_format)))
+
+
+def make_router(settings: Settings) -> Router:
+    """A router for these settings, not started. Raises ConfigError for an open bind without a
+    key. /replicas and /metrics add up all tenants, so only the operator's key opens them.
+    """
+    from bul.router.app import Router
+    from bul.service.auth import Gate, check_bind
+
+    check_bind(settings.route.host, settings.keys)
+    gate = Gate(settings.keys)
+
+    def may_see(headers: typing.Iterable[tuple[bytes, bytes]]) -> bool:
+        tenant = gate.tenant_of(headers)
+        return tenant is not None and gate.may_see_totals(tenant)
+
+    return Router(settings.route, gate=may_see)
+
+
+async def _route(router: Router, events: EventLog) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    url = await router.start()
+    config = router.config
+    text = f"ready on {url} ({config.policy} over {len(config.replicas)} replicas)"
+    events.emit("ready", text, url=url, policy=config.policy, replicas=list(config.replicas))
+    await stop.wait()
+    await router.stop(drain_s=config.drain_s)
+    events.emit("stopped", "stopped")
+
+
+def _raise_file_limit() -> None:
+    """Each client and each replica's connection is a file; the default of 1024 is soon used up."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,239 @@
+"""The router: replicas, clients, and the counters of both; its own pages and its life.
+
+Refuses global state: a process may hold several routers, each with its own replicas. Membership
+comes from a static list or from a driver through `set_replicas`; who may read `/replicas` and
+`/metrics` is decided by the gate that the wiring hands in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from bul.config import RouteConfig
+from bul.errors import ConfigError
+from bul.router import pages
+from bul.router.budget import RetryBudget
+from bul.router.client import ClientConnection
+from bul.router.exchange import Exchange
+from bul.router.health import FAILURES_MAX, Prober
+from bul.router.http1 import Request, error_response
+from bul.router.replica import READY, REMOVED, Replica
+from bul.router.route import choose
+
+__all__ = ["Router"]
+
+SWEEP_S = 0.25
+TRIES_MAX = 4
+BACKLOG = 4096
+
+Gate = Callable[[Iterable[tuple[bytes, bytes]]], bool]
+
+
+class Router:
+    """One listening router. Make it, `await start()`, and `await stop()` at the end.
+
+    gate: says whether a request with these headers may read /replicas and /metrics.
+    """
+
+    def __init__(self, config: RouteConfig, *, gate: Gate = lambda _headers: True) -> None:
+        self.config = config
+        self.url = ""
+        self.completed = self.cancelled = self.retries = self.refused = 0
+        self.broken = self.timeouts = self.invalid = self.slow_clients = self.turned_away = 0
+        self._gate = gate
+        self._replicas: dict[str, Replica] = {}
+        self._probers: dict[str, Prober] = {}
+        self._ready: tuple[Replica, ...] = ()
+        self._turn = itertools.count()
+        self._budget = RetryBudget(share=config.retry_share, at_least=config.retries_at_least)
+        self._clients: dict[ClientConnection, None] = {}
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._drained = asyncio.Event()
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # Life and membership.
+
+    async def start(self) -> str:
+        """Listen and probe; returns the URL. Raises ConfigError if the port is taken."""
+        config = self.config
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._server = await self._loop.create_server(
+                lambda: ClientConnection(self), config.host, config.port, backlog=BACKLOG
+            )
+        except OSError as error:
+            hint = "choose another one with --port, or --port 0 for any free one"
+            where = f"{config.host}:{config.port}"
+            raise ConfigError(f"cannot listen on {where}: {error.strerror}", hint=hint) from error
+        host, port = self._server.sockets[0].getsockname()[:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._sweeper = self._loop.create_task(self._sweep())
+        self.set_replicas(config.replicas)
+        return self.url
+
+    async def stop(self, *, drain_s: float = 0.0) -> None:
+        """Take no new connection, let answers under way finish for `drain_s`, then break off."""
+        if self._server is not None:
+            self._server.close()
+        for client in list(self._clients):
+            client.end_when_idle()
+        self._drained.clear()
+        if self._clients and drain_s > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._drained.wait(), drain_s)
+        for client in list(self._clients):
+            client.abort()
+        self.set_replicas(())
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await asyncio.gather(*self._leaving)
+
+    def set_replicas(self, urls: Sequence[str]) -> None:
+        """The replicas from now on. Known ones keep their state, requests under way their
+        replica. Raises ConfigError for a URL that is none; then nothing has changed.
+        """
+        wanted = {
+            url.rstrip("/"): self._replicas.get(url.rstrip("/")) or Replica(url, self._changed)
+            for url in urls
+        }
+        for url in self._replicas.keys() - wanted.keys():
+            self._replicas[url].set_state(REMOVED)
+            self._retire(self._probers.pop(url))
+        added = wanted.keys() - self._replicas.keys()
+        self._replicas = wanted
+        for url in added:
+            self._probers[url] = self._start_prober(wanted[url])
+        self._changed()
+
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        return tuple(self._replicas.values())
+
+    @property
+    def ready(self) -> tuple[Replica, ...]:
+        return self._ready
+
+    @property
+    def clients(self) -> int:
+        return len(self._clients)
+
+    # What clients call.
+
+    def admit(self, client: ClientConnection) -> bool:
+        """Count a new connection in; False when there are too many."""
+        if len(self._clients) >= self.config.connections_max:
+            self.turned_away += 1
+            return False
+        self._clients[client] = None
+        return True
+
+    def left(self, client: ClientConnection) -> None:
+        self._clients.pop(client, None)
+        if not self._clients:
+            self._drained.set()
+
+    def handle(self, client: ClientConnection, request: Request) -> None:
+        """Answer one of our own pages, or send the request to a replica."""
+        path = request.target.partition(b"?")[0]
+        if path in pages.PATHS:
+            client.write(self._page(path, request))
+            client.answered(close=not request.keep_alive)
+            return
+        client.deadline_s = math.inf
+        self._budget.request(self.now_s())
+        exchange = Exchange(self, client, request)
+        client.exchange = exchange
+        exchange.dispatch()
+
+    # What exchanges call.
+
+    def now_s(self) -> float:
+        assert self._loop is not None
+        return self._loop.time()
+
+    def response_deadline_s(self) -> float:
+        return self.now_s() + self.config.response_timeout_s
+
+    def pick(self, tried: tuple[Replica, ...]) -> Replica | None:
+        """The replica for the next request; None if none is ready but those in `tried`."""
+        candidates: Sequence[Replica] = self._ready
+        if tried:
+            candidates = [replica for replica in candidates if replica not in tried]
+        if not candidates:
+            return None
+        in_flight = [replica.in_flight for replica in candidates]
+        return candidates[choose(self.config.policy, in_flight, next(self._turn))]
+
+    def may_retry(self, tried: tuple[Replica, ...]) -> bool:
+        """Whether another replica may try; if so, that is taken from the budget."""
+        if len(tried) >= TRIES_MAX or all(replica in tried for replica in self._ready):
+            return False
+        return self._budget.take(self.now_s())
+
+    def failed(self, replica: Replica) -> None:
+        """A request failed on this replica; three in a row eject it."""
+        replica.failures += 1
+        replica.failures_in_a_row += 1
+        prober = self._probers.get(replica.url)
+        if prober is None:
+            return
+        if replica.failures_in_a_row >= FAILURES_MAX:
+            prober.eject()
+        prober.soon()
+
+    def probe_soon(self, replica: Replica) -> None:
+        prober = self._probers.get(replica.url)
+        if prober is not None:
+            prober.soon()
+
+    # The rest is its own.
+
+    def _changed(self) -> None:
+        self._ready = tuple(r for r in self._replicas.values() if r.state == READY)
+
+    def _start_prober(self, replica: Replica) -> Prober:
+        prober = Prober(
+            replica,
+            interval_s=self.config.probe_interval_s,
+            timeout_s=self.config.probe_timeout_s,
+            now_s=self.now_s,
+        )
+        prober.start()
+        return prober
+
+    def _retire(self, prober: Prober) -> None:
+        task = asyncio.get_running_loop().create_task(prober.stop())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    def _page(self, path: bytes, request: Request) -> bytes:
+        close = not request.keep_alive
+        if request.method not in (b"GET", b"HEAD"):
+            return error_response(405, "only GET is allowed here", "bad_method", close=close)
+        if path in pages.GUARDED:
+            headers = [(b"authorization", value) for value in request.authorization]
+            if not self._gate(headers):
+                return error_response(401, "a valid API key is needed", "no_key", close=close)
+        page = pages.render(self, path, close=close)
+        if request.method == b"HEAD":
+            return page[: page.index(b"\r\n\r\n") + 4]
+        return page
+
+    async def _sweep(self) -> None:
+        """End what is past its deadline."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now_s = self.now_s()
+            for client in list(self._clients):
+                exchange = client.exchange
+                if exchange is not None and exchange.deadline_s < now_s:
+                    exchange.expire()
+                elif client.deadline_s < now_s:
+                    client.expire()

@@ -1,0 +1,237 @@
+"""One request on its way: dispatched, perhaps tried again elsewhere, answered or given up.
+
+Refuses a second try once a byte of an answer has gone to the client, and a third when the retry
+budget says no. An answer that breaks off is never passed off as whole: a stream of events gets
+an error event, anything else a broken connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import typing
+
+import msgspec
+
+from bul.router.http1 import Request, error_response
+from bul.router.replica import DOWN, READY, REMOVED, UNREADY, Replica
+from bul.router.upstream import UpstreamConnection
+
+if typing.TYPE_CHECKING:
+    from bul.router.app import Router
+    from bul.router.client import ClientConnection
+
+__all__ = ["Exchange"]
+
+STALE_MAX = 1
+"""Times that a kept connection may turn out closed before a request pays from the budget."""
+RETRY_AFTER_S = 1
+
+
+class Exchange:
+    """Lives from a request's last byte to its answer's. All methods run in the event loop."""
+
+    __slots__ = (
+        "_client",
+        "_dialling",
+        "_router",
+        "_stale",
+        "_tried",
+        "_upstream",
+        "deadline_s",
+        "replica",
+        "request",
+        "started",
+    )
+
+    def __init__(self, router: Router, client: ClientConnection, request: Request) -> None:
+        self.request = request
+        self.replica: Replica | None = None
+        self.started = False
+        self.deadline_s = router.response_deadline_s()
+        self._router = router
+        self._client: ClientConnection | None = client
+        self._upstream: UpstreamConnection | None = None
+        self._dialling: asyncio.Task[None] | None = None
+        self._tried: tuple[Replica, ...] = ()
+        self._stale = 0
+
+    def dispatch(self) -> None:
+        """Send the request to the replica that the policy picks, or answer 503."""
+        router = self._router
+        replica = router.pick(self._tried)
+        if replica is None:
+            self._give_up()
+            return
+        self.replica = replica
+        replica.in_flight += 1
+        replica.requests += 1
+        if replica.idle and not self._stale:
+            self._begin(replica.idle.pop())
+        else:
+            self._dialling = asyncio.get_running_loop().create_task(self._dial(replica))
+
+    def cancel(self) -> None:
+        """The client has gone: so does the connection to the replica, which then stops too."""
+        self._client = None
+        self._release(close=True)
+        self._router.cancelled += 1
+
+    def expire(self) -> None:
+        """Nothing came for too long."""
+        self._router.timeouts += 1
+        self._failed("the replica did not answer in time", status=504)
+
+    def pause(self) -> None:
+        """The client reads slowly: let the replica's socket fill up."""
+        if self._upstream is not None and self._upstream.transport is not None:
+            self._upstream.transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._upstream is not None and self._upstream.transport is not None:
+            self._upstream.transport.resume_reading()
+
+    # What the upstream connection calls.
+
+    def refused_by(self, upstream: UpstreamConnection) -> bool:
+        """Whether a 503 is not passed on, because another replica may take the request."""
+        replica = upstream.replica
+        if upstream.status != 503 or not self._router.may_retry((*self._tried, replica)):
+            return False
+        if replica.state == READY:
+            replica.set_state(UNREADY)  # the next probe knows better
+            self._router.probe_soon(replica)
+        self._retry(replica)
+        return True
+
+    def start(self, data: bytes) -> None:
+        """The first bytes for the client."""
+        self.started = True
+        self.deadline_s = self._router.response_deadline_s()
+        assert self._client is not None
+        self._client.write(data)
+
+    def write(self, data: bytes) -> None:
+        self.deadline_s = self._router.response_deadline_s()
+        assert self._client is not None
+        self._client.write(data)
+
+    def ended(self, upstream: UpstreamConnection | None, *, by_closing: bool = False) -> None:
+        """The answer is whole. `upstream` is given if it can carry another one.
+
+        by_closing: the answer had no length, so its end is the end of the client's connection.
+        """
+        client, self._client = self._client, None
+        replica = self.replica
+        self._upstream = None
+        self._release(close=False)
+        self._router.completed += 1
+        assert replica is not None
+        assert client is not None
+        replica.failures_in_a_row = 0
+        if upstream is not None:
+            if client.write_paused and upstream.transport is not None:
+                upstream.transport.resume_reading()
+            replica.keep(upstream)
+        client.answered(close=by_closing or not self.request.keep_alive)
+
+    def upstream_lost(self, upstream: UpstreamConnection, reason: str) -> None:
+        """The connection broke, or what came over it is not an answer."""
+        replica = upstream.replica
+        if upstream.served and not upstream.got_bytes and self._stale < STALE_MAX:
+            self._stale += 1  # it was closed while our request was on the way: nobody's fault
+            self._release(close=True)
+            self.dispatch()
+            return
+        self._router.failed(replica)
+        self._failed(reason, status=502)
+
+    # The rest is its own.
+
+    async def _dial(self, replica: Replica) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._router.config.connect_timeout_s):
+                _, upstream = await loop.create_connection(
+                    lambda: UpstreamConnection(replica), replica.host, replica.port
+                )
+        except OSError:  # TimeoutError is one
+            if self._dialling is not asyncio.current_task():
+                return
+            self._dialling = None
+            self._router.failed(replica)
+            if replica.state not in (DOWN, REMOVED):
+                replica.set_state(DOWN)
+            self._failed("the replica cannot be reached", status=502)
+            return
+        if self._dialling is not asyncio.current_task():
+            upstream.close()  # given up in the moment in which it came
+            return
+        self._dialling = None
+        self._begin(upstream)
+
+    def _begin(self, upstream: UpstreamConnection) -> None:
+        self._upstream = upstream
+        upstream.begin(self, self.request.serialise(upstream.replica.authority))
+        if self._client is not None and self._client.write_paused:
+            self.pause()
+
+    def _failed(self, reason: str, *, status: int) -> None:
+        replica, upstream = self.replica, self._upstream
+        self._release(close=True)
+        if self.started:
+            self._break_off(reason, upstream)
+        elif replica is not None and self._router.may_retry((*self._tried, replica)):
+            self._retry(replica)
+        else:
+            self._answer(status, reason, "replica_failed")
+
+    def _retry(self, replica: Replica) -> None:
+        self._release(close=True)
+        self._router.retries += 1
+        self._tried = (*self._tried, replica)
+        self.deadline_s = self._router.response_deadline_s()
+        self.dispatch()
+
+    def _release(self, *, close: bool) -> None:
+        """Give back the replica's place; with `close`, its connection ends too."""
+        if self.replica is not None:
+            self.replica.in_flight -= 1
+            self.replica = None
+        if self._dialling is not None:
+            self._dialling.cancel()
+            self._dialling = None
+        upstream, self._upstream = self._upstream, None
+        if close and upstream is not None:
+            upstream.close()
+
+    def _give_up(self) -> None:
+        self._router.refused += 1
+        self._answer(503, "no replica is ready", "no_replica", retry_after_s=RETRY_AFTER_S)
+
+    def _answer(self, status: int, reason: str, code: str, *, retry_after_s: int = 0) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            close = not self.request.keep_alive
+            client.write(
+                error_response(status, reason, code, close=close, retry_after_s=retry_after_s)
+            )
+            client.answered(close=close)
+
+    def _break_off(self, reason: str, upstream: UpstreamConnection | None) -> None:
+        client, self._client = self._client, None
+        self._router.broken += 1
+        if client is None:
+            return
+        if upstream is not None and upstream.may_add_event:
+            client.write(_error_event(reason))
+            client.answered(close=True)
+        else:
+            client.abort()
+
+
+def _error_event(reason: str) -> bytes:
+    """The last event of a stream that broke off, and the end of its chunks."""
+    error = {"message": reason, "type": "server_error", "param": None, "code": "stream_broken"}
+    # Blank lines first: they end an event whose end did not come, so that ours stands alone.
+    event = b"\n\ndata: " + msgspec.json.encode({"error": error}) + b"\n\n"
+    return b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)

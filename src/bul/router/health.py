@@ -1,0 +1,120 @@
+"""Is a replica ready? One probe loop per replica asks its `/ready` twice a second.
+
+Refuses to wait for probes where a request has already seen the answer: a refused connection
+takes a replica out at once (`exchange.py`), and three broken answers in a row for a while that
+doubles (`Prober.eject`). Probes alone bring it back.
+
+A server that has no `/ready` (vLLM, SGLang, llama-server) answers 404; that it answers is enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from bul.router.replica import DOWN, READY, REMOVED, UNREADY, Replica
+
+__all__ = ["Prober", "probe"]
+
+TIMEOUTS_MAX = 2
+"""Probes without an answer in time after which a replica is down: one may be a hiccup."""
+FAILURES_MAX = 3
+EJECTION_S = 2.0
+EJECTION_S_MAX = 30.0
+STATUS_BYTES_MAX = 1024
+TIMED_OUT = "timed out"
+
+
+async def probe(replica: Replica, timeout_s: float) -> str:
+    """One of "ready", "unready", "down" and "timed out"."""
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_connection(
+                replica.host, replica.port, limit=STATUS_BYTES_MAX
+            )
+            writer.write(
+                b"GET /ready HTTP/1.1\r\nhost: %b\r\nconnection: close\r\n\r\n" % replica.authority
+            )
+            line = await reader.readline()
+    except TimeoutError:
+        return TIMED_OUT
+    except (OSError, ValueError):
+        return DOWN
+    finally:
+        if writer is not None:
+            writer.transport.abort()
+    return _meaning(line)
+
+
+def _meaning(status_line: bytes) -> str:
+    parts = status_line.split(None, 2)
+    if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit():
+        return DOWN
+    status = int(parts[1])
+    return READY if 200 <= status < 300 or status in (401, 403, 404, 405) else UNREADY
+
+
+class Prober:
+    """The probe loop of one replica; `start` in a running event loop, `stop` once."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        *,
+        interval_s: float,
+        timeout_s: float,
+        now_s: Callable[[], float],
+    ) -> None:
+        self._replica = replica
+        self._interval_s = interval_s
+        self._timeout_s = timeout_s
+        self._now_s = now_s
+        self._timeouts = 0
+        self._ejections = 0
+        self._soon = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def soon(self) -> None:
+        """Probe now rather than at the next interval."""
+        self._soon.set()
+
+    def eject(self) -> None:
+        """Its answers were broken: out, whatever its probes say, for a while that doubles."""
+        replica = self._replica
+        pause_s = min(EJECTION_S * 2.0**self._ejections, EJECTION_S_MAX)
+        self._ejections = min(self._ejections + 1, 8)
+        replica.ejected_until_s = self._now_s() + pause_s
+        replica.failures_in_a_row = 0
+        replica.set_state(DOWN)
+
+    def saw(self, outcome: str) -> None:
+        """Judge one probe's outcome."""
+        replica = self._replica
+        if outcome == TIMED_OUT:
+            self._timeouts += 1
+            if self._timeouts >= TIMEOUTS_MAX:
+                replica.set_state(DOWN)
+            return
+        self._timeouts = 0
+        if outcome == READY and self._now_s() < replica.ejected_until_s:
+            return
+        replica.set_state(outcome)
+
+    async def _run(self) -> None:
+        while self._replica.state != REMOVED:
+            self._soon.clear()
+            self.saw(await probe(self._replica, self._timeout_s))
+            try:
+                async with asyncio.timeout(self._interval_s):
+                    await self._soon.wait()
+            except TimeoutError:
+                continue

@@ -1,0 +1,94 @@
+"""The router's own pages: /health, /ready, /replicas and /metrics; all else goes to a replica.
+
+Refuses labels that a client could choose: the only one is a replica's URL, from our own list.
+"""
+
+from __future__ import annotations
+
+import typing
+
+import msgspec
+
+from bul.router.http1 import response
+
+if typing.TYPE_CHECKING:
+    from bul.router.app import Router
+
+__all__ = ["GUARDED", "PATHS", "render"]
+
+GUARDED = frozenset((b"/replicas", b"/metrics"))
+PATHS = GUARDED | {b"/health", b"/ready"}
+_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+
+_COUNTERS = {
+    "completed": "Answers passed on to their end.",
+    "cancelled": "Requests whose client left first.",
+    "retries": "Second tries on another replica.",
+    "refused": "Requests for which no replica was ready.",
+    "broken": "Answers that broke off after their first byte.",
+    "timeouts": "Answers for which nothing came in time.",
+    "invalid": "Requests that could not be read.",
+    "slow_clients": "Clients whose request came too slowly.",
+    "turned_away": "Connections beyond the limit.",
+}
+
+
+def render(router: Router, path: bytes, *, close: bool) -> bytes:
+    """The whole response for one of `PATHS`."""
+    if path == b"/metrics":
+        return response(200, _metrics(router).encode(), kind=_TEXT, close=close)
+    if path == b"/replicas":
+        return response(200, msgspec.json.encode(_replicas(router)), close=close)
+    ready = len(router.ready)
+    if path == b"/ready":
+        status = 200 if ready else 503
+        word = "ready" if ready else "no replica is ready"
+        return response(
+            status, msgspec.json.encode({"status": word, "replicas": ready}), close=close
+        )
+    return response(200, b'{"status":"ok"}', close=close)
+
+
+def _replicas(router: Router) -> dict[str, object]:
+    return {
+        "policy": router.config.policy,
+        "replicas": [
+            {
+                "url": replica.url,
+                "state": replica.state,
+                "in_flight": replica.in_flight,
+                "requests": replica.requests,
+                "failures": replica.failures,
+            }
+            for replica in router.replicas
+        ],
+    }
+
+
+def _metrics(router: Router) -> str:
+    lines = []
+    for name, what in _COUNTERS.items():
+        full = f"bul_router_{name}_total"
+        lines += [f"# HELP {full} {what}", f"# TYPE {full} counter"]
+        lines.append(f"{full} {getattr(router, name)}")
+    lines += ["# HELP bul_router_clients Open connections.", "# TYPE bul_router_clients gauge"]
+    lines.append(f"bul_router_clients {router.clients}")
+    for name, kind in (
+        ("ready", "gauge"),
+        ("in_flight", "gauge"),
+        ("requests_total", "counter"),
+        ("failures_total", "counter"),
+    ):
+        full = f"bul_router_replica_{name}"
+        lines += [f"# HELP {full} {name} of a replica.", f"# TYPE {full} {kind}"]
+        for replica in router.replicas:
+            value = _figure(name, replica)
+            lines.append(f'{full}{{replica="{replica.url}"}} {value}')
+    return "\n".join(lines) + "\n"
+
+
+def _figure(name: str, replica: typing.Any) -> int:
+    if name == "ready":
+        return int(replica.state == "ready")
+    value: int = getattr(replica, name.removesuffix("_total"))
+    return value

@@ -1,0 +1,102 @@
+"""One replica as the router sees it: its address, its state, what is under way, idle connections.
+
+Refuses to judge: probes and failed connections set the state, `route.py` chooses.
+"""
+
+from __future__ import annotations
+
+import typing
+import urllib.parse
+from collections.abc import Callable
+
+from bul.errors import ConfigError
+
+if typing.TYPE_CHECKING:
+    from bul.router.upstream import UpstreamConnection
+
+__all__ = ["DOWN", "READY", "REMOVED", "UNKNOWN", "UNREADY", "Replica"]
+
+UNKNOWN = "unknown"
+READY = "ready"
+UNREADY = "unready"
+DOWN = "down"
+REMOVED = "removed"
+
+IDLE_CONNECTIONS_MAX = 256
+
+
+class Replica:
+    """Mutable, one per URL. `in_flight` is counted at dispatch.
+
+    on_change: called when the state changed, so that the list of ready ones is made anew.
+    """
+
+    __slots__ = (
+        "authority",
+        "ejected_until_s",
+        "failures",
+        "failures_in_a_row",
+        "header_line",
+        "host",
+        "idle",
+        "in_flight",
+        "on_change",
+        "port",
+        "requests",
+        "state",
+        "url",
+    )
+
+    def __init__(self, url: str, on_change: Callable[[], None]) -> None:
+        self.url = url.rstrip("/")
+        self.host, self.port = _address(self.url)
+        shown = f"[{self.host}]" if ":" in self.host else self.host
+        self.authority = f"{shown}:{self.port}".encode()
+        self.header_line = b"x-bul-replica: " + self.url.encode() + b"\r\n"
+        self.state = UNKNOWN
+        self.on_change = on_change
+        self.in_flight = 0
+        self.requests = 0
+        self.failures = 0
+        self.failures_in_a_row = 0
+        self.ejected_until_s = 0.0
+        self.idle: list[UpstreamConnection] = []
+
+    def set_state(self, state: str) -> None:
+        """Leaving "ready" closes the idle connections: they lead to a process that may be gone."""
+        if self.state in (state, REMOVED):
+            return
+        self.state = state
+        if state in (DOWN, REMOVED):
+            self.close_idle()
+        self.on_change()
+
+    def close_idle(self) -> None:
+        idle, self.idle = self.idle, []
+        for connection in idle:
+            connection.close()
+
+    def keep(self, connection: UpstreamConnection) -> None:
+        """Take back a connection whose answer is complete."""
+        if self.state in (DOWN, REMOVED) or len(self.idle) >= IDLE_CONNECTIONS_MAX:
+            connection.close()
+        else:
+            self.idle.append(connection)
+
+    def lost(self, connection: UpstreamConnection) -> None:
+        """An idle connection was closed by the replica."""
+        if connection in self.idle:
+            self.idle.remove(connection)
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = urllib.parse.urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    plain = parts.scheme == "http" and parts.hostname and not parts.path and not parts.query
+    if not plain or port is None or not url.isascii() or not url.isprintable() or " " in url:
+        raise ConfigError(f"replica {url!r} must look like http://127.0.0.1:8002")
+    assert parts.hostname is not None
+    return parts.hostname, port
