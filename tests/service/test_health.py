@@ -31,7 +31,7 @@ class StoppedRunner(BatchingRunner):
             prefill_tokens_per_s=0.0, decode_tokens_per_s=0.0,
         )  # fmt: skip
 
-    async def generate(self, request):  # type: ignore[no-untyped-def]
+    async def generate(self, request):  # type: ignore[no-untyped-def]  # a fake that yields nothing
         self.asked += 1
         if self._error is not None:
             raise self._error

@@ -40,13 +40,7 @@ TEMPERATURE_MAX = 2.0
 COMPLETION_TOKENS_DEFAULT = 16
 """OpenAI's default for /v1/completions; a chat without a limit may use the whole context."""
 
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-}
+ROLES = {name: name for name in ("system", "user", "assistant", "tool")} | {"developer": "system"}
 NEUTRAL = ("null", "false", "0", "0.0", "[]", "{}")
 """Values that ask for nothing, so that a client which always sends the field is served."""
 
