@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,12 @@ def block_of(first: int) -> bytes:
     return bytes((first + at) % 251 for at in range(LAYOUT.block_bytes))
 
 
-@pytest.fixture
-def file() -> StateFile:
-    return StateFile()
+@pytest.fixture(params=[True, False], ids=["in memory", "on disk"])
+def file(request: pytest.FixtureRequest) -> Iterator[StateFile]:
+    opened = StateFile(in_memory=request.param)
+    yield opened
+    opened.close()
+    assert not Path(opened.path).exists()
 
 
 def write_raw(file: StateFile, data: bytes) -> None:

