@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from bul.blocks.identity import Identity
 from bul.blocks.prefix import Buffer, PrefixMatch, RequestFacts
 from bul.cache.contract import Tier
-from bul.cache.eviction.make import POLICY_NAMES, make_policy
+from bul.cache.eviction.make import make_policy
 from bul.cache.flights import Flight, Flights
 from bul.cache.keeper import Keeper
 from bul.cache.lane import Lane
@@ -104,9 +104,8 @@ class UltraAdaptiveKVCacheEngine:
         self._clock: Clock = clock or SystemClock()
         self._lock = threading.Lock()
         blocks_max = config.max_tokens // config.block_tokens
-        name = config.eviction if config.eviction in POLICY_NAMES else "lru"
         self._resident = Resident(
-            make_policy(name, blocks_max, config.seed),
+            make_policy(config.eviction, blocks_max, config.seed),
             blocks_max=blocks_max,
             bytes_max=config.ram_bytes_max,
             block_tokens=config.block_tokens,
