@@ -18,7 +18,7 @@ from bul.testing.tier_contract import chain_of_records, keys_of, read
 
 IDENTITY = b"i" * 32
 MIB = 1 << 20
-POINTS_MAX = 40
+POINTS_MAX = 25
 """Of a call that is made more often, so many are failed, spread over the whole run."""
 
 
@@ -42,8 +42,7 @@ def work(folder: Path, io: FaultyIO) -> list[BlockRecord] | None:
     """
     try:
         tier = open_tier(folder, io)
-    except TierUnavailable as error:
-        assert error.hint
+    except TierUnavailable:
         return None
     acknowledged: list[BlockRecord] = []
     for number in range(6):

@@ -200,7 +200,8 @@ class LoopDisk:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.unmount()
+        # Lazily: a test that failed may still have files open, and its message matters more.
+        _run("umount", "--lazy", str(self.path))
 
     def mount(self, *, read_only: bool = False) -> None:
         mode = "ro" if read_only else "rw"

@@ -49,7 +49,7 @@ def segment_bytes_for(bytes_max: int) -> int:
 
 
 class Appender:
-    """Appends batches. Thread-safe; raises OSError, and then nothing of the batch counts."""
+    """Appends batches. Thread-safe."""
 
     def __init__(
         self,
@@ -81,28 +81,53 @@ class Appender:
         self.segment_bytes = segment_bytes_for(bytes_max)
 
     def append(self, records: Sequence[tuple[BlockHeader, Buffer]]) -> list[tuple[int, int]]:
-        """Write the records; returns (segment, offset) of each, durable under fsync "always"."""
+        """Write the records; returns (segment, offset) of each, durable under fsync "always".
+
+        Fewer places than records: the rest failed. Raises OSError if all of them did.
+        """
         places: list[tuple[int, int]] = []
-        wrote: list[SegmentWriter] = []
+        ends: dict[SegmentWriter, int] = {}
         with self._lock:
-            start = 0
-            while start < len(records):
-                writer = self._writer_for(records[start][0].record_bytes)
-                stop = self._batch_end(writer, records, start)
-                try:
-                    offsets = writer.append(records[start:stop])
-                except OSError:
-                    self._abandon(writer)
+            try:
+                while len(places) < len(records):
+                    writer, added = self._append_some(records[len(places) :])
+                    places += added
+                    ends[writer] = writer.end
+            except OSError:
+                if not places:
                     raise
-                places += [(writer.sequence, offset) for offset in offsets]
-                if writer not in wrote:
-                    wrote.append(writer)
-                start = stop
-            ends = [writer.end for writer in wrote]
+                self._counters.add("io_errors_total")
         if self._fsync == "always":
-            for writer, end in zip(wrote, ends, strict=True):
-                self._sync_up_to(writer, end)
+            self._sync_all(ends, records, places)
         return places
+
+    def _append_some(
+        self, records: Sequence[tuple[BlockHeader, Buffer]]
+    ) -> tuple[SegmentWriter, list[tuple[int, int]]]:
+        """As many of the records as go into one segment and one batch."""
+        writer = self._writer_for(records[0][0].record_bytes)
+        try:
+            offsets = writer.append(records[: self._batch_end(writer, records)])
+        except OSError:
+            self._abandon(writer)
+            raise
+        return writer, [(writer.sequence, offset) for offset in offsets]
+
+    def _sync_all(
+        self,
+        ends: dict[SegmentWriter, int],
+        records: Sequence[tuple[BlockHeader, Buffer]],
+        places: Sequence[tuple[int, int]],
+    ) -> None:
+        try:
+            for writer, end in ends.items():
+                self._sync_up_to(writer, end)
+        except OSError:
+            # Not acknowledged: must not come up in a rebuild after a later delete.
+            with contextlib.suppress(OSError):
+                for (header, _), (sequence, offset) in zip(records, places, strict=False):
+                    self._files.mark_dead(sequence, offset, header.key)
+            raise
 
     def sync(self) -> None:
         """Make everything appended so far durable (policy "interval")."""
@@ -144,13 +169,13 @@ class Appender:
             self._writer = None
 
     def _batch_end(
-        self, writer: SegmentWriter, records: Sequence[tuple[BlockHeader, Buffer]], start: int
+        self, writer: SegmentWriter, records: Sequence[tuple[BlockHeader, Buffer]]
     ) -> int:
         """As many records as fit into the segment and into one batch; at least one."""
-        total, stop = 0, start
+        total, stop = 0, 0
         while stop < len(records):
             total += records[stop][0].record_bytes + TOC_DTYPE.itemsize
-            if stop > start and (total > BATCH_BYTES_MAX or not writer.room_for(total)):
+            if stop and (total > BATCH_BYTES_MAX or not writer.room_for(total)):
                 break
             stop += 1
         return stop

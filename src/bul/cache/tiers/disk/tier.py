@@ -217,21 +217,21 @@ class DiskTier:
     def set(self, records: Sequence[BlockRecord]) -> int:
         """Append what is not here yet, in one batch; returns how many are here now."""
         self._refuse_if_closed()
-        fresh: list[tuple[BlockHeader, Buffer]] = []
+        repeated = published = 0
         try:
             self._reader.follow()
             fresh = [made for record in records if (made := self._unless_here(record)) is not None]
             repeated = len(records) - len(fresh)
             fresh = [made for made in fresh if made[0].stored_bytes <= RECORD_BYTES_MAX]
-            self._counters.add("repeated_blocks_total", repeated)
-            self._counters.add("dropped_blocks_total", len(records) - repeated - len(fresh))
             if fresh:
-                self._publish(fresh, self._appender.append(fresh))
+                places = self._appender.append(fresh)
+                self._publish(fresh[: len(places)], places)
+                published = len(places)
         except OSError:
             self._counters.add("io_errors_total")
-            self._counters.add("dropped_blocks_total", len(fresh) or len(records))
-            return max(0, len(records) - len(fresh)) if fresh else 0
-        return repeated + len(fresh)
+        self._counters.add("repeated_blocks_total", repeated)
+        self._counters.add("dropped_blocks_total", len(records) - repeated - published)
+        return repeated + published
 
     def delete(self, keys: Sequence[bytes]) -> int:
         """Take the records back in place, then forget them: a rebuild does not bring them back."""
