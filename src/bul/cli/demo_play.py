@@ -27,12 +27,12 @@ REPLY_TOKENS = 24
 Advance = Callable[[], None]
 
 
-async def play(urls: Sequence[str], settings: Settings, words: int | None) -> Report:
-    """Play everything on the replicas at `urls`. words: shorten the documents, for tests.
+async def play(urls: Sequence[str], settings: Settings, count: int) -> Report:
+    """Play everything on the replicas at `urls`. count: how many conversations.
 
     Raises BulError.
     """
-    scripts = [_shortened(conversation, words) for conversation in conversations()]
+    scripts = conversations()[:count]
     requests = 2 * sum(len(script.questions) for script in scripts)
     start_s = time.monotonic()
     async with httpx.AsyncClient(trust_env=False) as client:
@@ -59,13 +59,6 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
     )
     return Progress(*columns, console=Console(stderr=True))
-
-
-def _shortened(conversation: Conversation, words: int | None) -> Conversation:
-    if words is None:
-        return conversation
-    document = " ".join(conversation.document.split()[:words])
-    return Conversation(conversation.title, document, conversation.questions)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

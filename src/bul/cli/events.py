@@ -15,7 +15,7 @@ __all__ = ["EventLog"]
 
 
 class EventLog:
-    """Writes events to `stream`; JSON lines are `{"event": ..., "time_s": ..., **fields}`."""
+    """Writes events to `stream`; JSON lines are `{"event", "time_s", "text", **fields}`."""
 
     def __init__(
         self, log_format: Literal["text", "json"] = "text", stream: TextIO | None = None
@@ -27,7 +27,7 @@ class EventLog:
         """`text` is the line for people; `event` and `fields` are the line for machines."""
         line = text
         if self._json:
-            document = {"event": event, "time_s": round(time.time(), 3), **fields}
+            document = {"event": event, "time_s": round(time.time(), 3), "text": text, **fields}
             line = msgspec.json.encode(document).decode()
         self._stream.write(line + "\n")
         self._stream.flush()

@@ -1,0 +1,144 @@
+"""A region on this machine: the router in this process, its replicas as supervised children.
+
+Refuses to keep a second list of replicas: what the driver says is what the router gets, at every
+change (docs/decisions: the router runs in the supervisor's process).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bul.cli.events import EventLog
+from bul.cli.route import make_router
+from bul.config import Settings, child_environment
+from bul.errors import ConfigError, DriverError
+from bul.router.app import Router
+from bul.scaling.drivers.child import ChildEvent, ChildPlan
+from bul.scaling.drivers.contract import Replica
+from bul.scaling.drivers.process import ProcessDriver
+
+__all__ = ["Region"]
+
+READY_S = 180.0
+ROUTER_POLL_S = 0.01
+ROUTER_DRAIN_S = 1.0
+"""For answers that the replicas have finished and the clients not yet read."""
+STOP_MARGIN_S = 5.0
+"""From the end of a replica's own drain to SIGKILL."""
+
+
+class Region:
+    """Start it, wait until it is ready, close it. One event loop, on the main thread.
+
+    events gets a line per event. folder: the locked state folder.
+    """
+
+    def __init__(self, settings: Settings, events: EventLog, folder: Path) -> None:
+        self._settings = settings
+        self._events = events
+        self._changed = asyncio.Event()
+        self._router: Router | None = None
+        self.driver = ProcessDriver(
+            self._plan(folder),
+            port_first=settings.serve.port,
+            replicas_max=settings.up.replicas_max,
+            notify=self._on_child,
+        )
+
+    @property
+    def url(self) -> str:
+        """Of the router."""
+        assert self._router is not None, "start the region first"
+        return self._router.url
+
+    async def start(self) -> None:
+        """Listen and start the replicas; returns before they are ready.
+
+        Raises ConfigError (a port that was asked for is taken), DriverError.
+        """
+        await self._start_router()
+        self._events.emit("router_listening", f"router listens on {self.url}", url=self.url)
+        await self.driver.scale_to(self._settings.up.replicas)
+
+    async def wait_ready(self) -> Sequence[Replica]:
+        """The replicas, once all are ready. Raises DriverError when one cannot live."""
+        try:
+            async with asyncio.timeout(READY_S):
+                while True:
+                    self._changed.clear()
+                    replicas = await self.driver.replicas()
+                    if all(replica.state == "ready" for replica in replicas):
+                        await self._router_sees(len(replicas))
+                        return replicas
+                    self._raise_failures()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise DriverError(f"the replicas were not ready within {READY_S:.0f} s") from None
+
+    async def close(self) -> None:
+        """Drain the replicas, then stop listening. No process is left."""
+        await self.driver.close()
+        if self._router is not None:
+            await self._router.stop(drain_s=ROUTER_DRAIN_S)
+
+    def kill(self) -> None:
+        """Do not wait for running answers any more."""
+        self.driver.kill()
+
+    def _raise_failures(self) -> None:
+        for name, failure in self.driver.failures.items():
+            raise DriverError(f"{name} cannot start: {failure}")
+
+    def _plan(self, folder: Path) -> ChildPlan:
+        settings = self._settings
+        changes = {"serve.threads": self._threads(), "up.log_format": "json"}
+        return ChildPlan(
+            command=_serve_command,
+            environ=child_environment(settings, changes),
+            log_dir=folder / "logs",
+            host=settings.serve.host,
+            ready_s=READY_S,
+            kill_after_s=settings.serve.drain_s + STOP_MARGIN_S,
+        )
+
+    def _threads(self) -> int:
+        """Of one replica: what was asked for, else a fair share of the cores."""
+        cores = len(os.sched_getaffinity(0))
+        return self._settings.serve.threads or max(1, cores // self._settings.up.replicas)
+
+    async def _router_sees(self, replicas: int) -> None:
+        """Until the router's own probes have found as many replicas ready."""
+        assert self._router is not None
+        while len(self._router.ready) < replicas:  # noqa: ASYNC110 - probes have no event to wait for
+            await asyncio.sleep(ROUTER_POLL_S)
+
+    async def _start_router(self) -> None:
+        settings, port = self._settings, self._settings.route.port
+        self._router = make_router(settings)
+        try:
+            await self._router.start()
+        except ConfigError:
+            if settings.origin("route.port") != "default":
+                raise
+            text = f"port {port} is taken: the router takes a free one"
+            self._events.emit("router_port_taken", text, port=port)
+            free = dataclasses.replace(settings.route, port=0)
+            self._router = make_router(dataclasses.replace(settings, route=free))
+            await self._router.start()
+
+    def _on_child(self, event: ChildEvent) -> None:
+        replica = event.replica
+        facts = {"replica": replica.name, "url": replica.url, "state": replica.state}
+        self._events.emit(f"replica_{event.kind}", event.text, pid=event.pid, **facts)
+        self._changed.set()
+        if self._router is not None:
+            self._router.set_replicas((*self._settings.route.replicas, *self.driver.ready_urls))
+
+
+def _serve_command(port: int) -> Sequence[str]:
+    return [sys.executable, "-m", "bul", "serve", "--port", str(port)]

@@ -1,0 +1,142 @@
+"""`bul up`: a region on this machine until Ctrl-C, having answered one real prompt itself."""
+
+from __future__ import annotations
+
+import typing
+
+import click
+
+from bul.cli.options import load as load_settings
+from bul.cli.options import setting
+
+if typing.TYPE_CHECKING:
+    from bul.cli.events import EventLog
+    from bul.cli.region import Region
+    from bul.config import Settings
+
+__all__ = ["command", "region_settings"]
+
+OPENING_REPLY_TOKENS = 16
+
+
+class _Limits(typing.TypedDict):
+    model: str
+    max_tokens: int
+
+
+def region_settings(command: typing.Callable[..., typing.Any]) -> typing.Callable[..., typing.Any]:
+    """The flags that `bul up` and `bul demo` share."""
+    flags = [
+        setting("route.host", "--host", help="Of the router; replicas stay on loopback."),
+        setting("route.port", "--port", help="Of the router; a free one if 8000 is taken."),
+        setting("up.replicas", "--replicas", help="Replicas to start."),
+        setting("serve.engine", "--engine", help="timed: no model, deterministic text."),
+        setting("serve.model", "--model", help="A GGUF file; the built-in model if left out."),
+        setting("serve.threads", "--threads", help="Per replica; 0 shares the cores out."),
+        setting("serve.slots", "--slots", help="Sequences that a replica computes at a time."),
+        setting(
+            "up.state_dir", "--state-dir", help="The only folder written to; .bul if left out."
+        ),
+    ]
+    for flag in reversed(flags):
+        command = flag(command)
+    return command
+
+
+@click.command(name="up")
+@region_settings
+@setting("up.log_format", "--log-format", help="json: one document per line, for machines.")
+def command(**values: object) -> None:
+    """A region on this machine: router on port 8000, replicas behind it, supervised.
+
+    Answers one real prompt twice and prints both times to the first token: computed, then with
+    the KV cache. Ctrl-C lets running answers finish and leaves nothing behind.
+
+    Example: bul up --replicas 2 --engine timed
+    """
+    import asyncio
+
+    import uvloop
+
+    from bul.cli.events import EventLog
+    from bul.cli.state_folder import state_folder
+
+    settings = load_settings(values)
+    events = EventLog(settings.up.log_format)
+    with state_folder(settings.up.state_dir) as folder:
+        ensure_model(settings, events)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
+            from bul.cli.region import Region
+
+            loop.run(_up(lambda: Region(settings, events, folder), settings, events))
+    events.emit("stopped", "stopped; nothing is left running")
+
+
+def ensure_model(settings: Settings, events: EventLog) -> None:
+    """Fetch the model before the replicas all want it, with progress. Raises ModelUnavailable."""
+    if settings.serve.engine != "embedded":
+        return
+    from bul.inference.model_file import resolve_model
+
+    resolve_model(settings.serve.model, lambda line: events.emit("model", line))
+
+
+async def _up(
+    make_region: typing.Callable[[], Region], settings: Settings, events: EventLog
+) -> None:
+    from bul.cli.signals import StopSignals
+
+    region = make_region()
+    with StopSignals(on_second=region.kill) as stop:
+        try:
+            await region.start()
+            if await stop.race(region.wait_ready()):
+                events.emit("ready", _invitation(region.url, settings), url=region.url)
+                await stop.race(_opening(region, settings, events))
+                await stop.wait()
+            events.emit("stopping", "stopping: running answers finish first, Ctrl-C again kills")
+        finally:
+            await region.close()
+
+
+def _invitation(url: str, settings: Settings) -> str:
+    engine = f"{settings.up.replicas} replicas, engine {settings.serve.engine}"
+    return f"ready on {url} ({engine}); try: curl {url}/v1/models"
+
+
+async def _opening(region: Region, settings: Settings, events: EventLog) -> None:
+    """Ask one replica the same long question twice: computed, then with the cache."""
+    import httpx
+
+    from bul.cli.ask import ask, model_id
+    from bul.cli.conversations import conversations, opening
+    from bul.errors import BulError
+
+    if settings.keys:
+        events.emit("opening_skipped", "API keys are set: no opening prompt without one")
+        return
+    replica = (await region.driver.replicas())[0]
+    messages = opening(conversations()[0])
+    events.emit("opening", f"asking {replica.name} one long question, twice (about 20 s)")
+    try:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            model = await model_id(client, replica.url)
+            limits: _Limits = {"model": model, "max_tokens": OPENING_REPLY_TOKENS}
+            cold, warm = [await ask(client, replica.url, messages, **limits) for _ in range(2)]
+    except BulError as error:
+        # The region goes on: a replica that died meanwhile is the supervisor's business.
+        events.emit("opening_failed", f"the opening prompt failed: {error}")
+        return
+    text = (
+        f"time to first token of {cold.prompt_tokens} prompt tokens: {cold.ttft_ms / 1000:.2f} s "
+        f"computed, {warm.ttft_ms / 1000:.2f} s with {warm.cached_tokens} of them from the cache"
+    )
+    events.emit(
+        "opening_answered",
+        text,
+        ttft_cold_ms=round(cold.ttft_ms, 1),
+        ttft_warm_ms=round(warm.ttft_ms, 1),
+        prompt_tokens=cold.prompt_tokens,
+        cached_tokens=warm.cached_tokens,
+        engine=settings.serve.engine,
+    )

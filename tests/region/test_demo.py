@@ -1,0 +1,107 @@
+"""`bul demo`: its report, and a run on each engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bul.cli.conversations import conversations
+from bul.cli.demo_report import Report, Turn, to_json
+from bul.testing.region_process import FREE_PORTS, bul_process
+
+KEYS = {
+    "identical",
+    "conversations",
+    "turns",
+    "turns_shared_900",
+    "ttft_cold_ms_p50",
+    "ttft_warm_ms_p50",
+    "prompt_tokens",
+    "cached_tokens",
+}
+
+
+def turn(**changes: Any) -> Turn:
+    plain = Turn(
+        conversation="a",
+        turn=2,
+        prompt_tokens=1000,
+        shared_tokens=950,
+        cached_tokens=896,
+        ttft_cold_ms=1000.0,
+        ttft_warm_ms=100.0,
+        identical=True,
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def report(*turns: Turn) -> Report:
+    return Report(engine="timed", model="m", conversations=1, turns=turns, seconds=1.0)
+
+
+@pytest.mark.parametrize(("shared", "counted"), [(899, 0), (900, 1), (901, 1)])
+def test_a_turn_counts_from_nine_hundred_shared_tokens(shared: int, counted: int) -> None:
+    assert len(report(turn(shared_tokens=shared)).shared) == counted
+
+
+def test_cold_and_warm_are_medians_over_the_same_turns() -> None:
+    first = turn(shared_tokens=0, ttft_cold_ms=9e9, ttft_warm_ms=9e9)
+    rest = [turn(ttft_cold_ms=cold, ttft_warm_ms=cold / 10) for cold in (100.0, 300.0, 200.0)]
+    document = json.loads(to_json(report(first, *rest)))
+    assert document["ttft_cold_ms_p50"] == 200.0
+    assert document["ttft_warm_ms_p50"] == 20.0
+    assert document["turns"] == 4
+    assert document["turns_shared_900"] == 3
+
+
+def test_one_different_text_makes_the_report_say_so() -> None:
+    assert report(turn(), turn()).identical
+    assert not report(turn(), turn(identical=False)).identical
+
+
+def test_without_shared_turns_there_is_no_figure() -> None:
+    document = json.loads(to_json(report(turn(shared_tokens=0))))
+    assert document["ttft_cold_ms_p50"] is None
+
+
+def test_the_conversations_are_three_or_more_with_three_turns_or_more() -> None:
+    assert len(conversations()) >= 3
+    assert all(len(conversation.questions) >= 3 for conversation in conversations())
+
+
+AT_ONCE = FREE_PORTS | {"BUL_TIMED_TIME_SCALE": "0"}
+"""The timed engine does not wait: what it says is tested here, not how long it takes."""
+
+
+async def demo(folder: Path, *flags: str) -> dict[str, object]:
+    async with bul_process(["demo", "--json", *flags], folder, AT_ONCE) as process:
+        code = await process.ended(280)
+        assert code == 0, process.errors
+        (document,) = process.events
+    return document
+
+
+async def test_the_demo_on_the_timed_engine_has_every_key(tmp_path: Path) -> None:
+    document = await demo(tmp_path, "--engine", "timed")
+    assert set(document) >= KEYS
+    assert document["identical"] is True
+    assert document["conversations"] == 3
+    assert document["turns"] == 9
+    assert document["turns_shared_900"] == 6
+
+
+@pytest.mark.slow
+async def test_the_demo_on_the_real_model_gives_the_same_text_from_the_cache(
+    tmp_path: Path,
+) -> None:
+    document = await demo(tmp_path, "--conversations", "1", "--replicas", "1")
+    assert document["identical"] is True
+    assert document["turns_shared_900"] == 2
+    rows = document["rows"]
+    assert isinstance(rows, list)
+    assert all(row["cached_tokens"] >= 896 for row in rows[1:])
+    assert all(row["ttft_warm_ms"] < row["ttft_cold_ms"] for row in rows[1:])
