@@ -184,7 +184,7 @@ def test_a_tier_that_raises_is_a_miss(make: MakeEngine, method: str) -> None:
         getattr(broken, method)(chain(4))
     engine = make(broken)
     assert cached(engine, chain(4)) == 0
-    assert engine.stats()["memory"]["errors_total"] == 1
+    assert engine.stats()["memory"]["call_errors_total"] == 1
 
 
 LIES: list[tuple[str, object]] = [
@@ -201,7 +201,7 @@ LIES: list[tuple[str, object]] = [
 ]
 
 
-@pytest.mark.parametrize(("method", "answer"), LIES, ids=repr)
+@pytest.mark.parametrize(("method", "answer"), LIES, ids=range(len(LIES)))
 def test_a_tier_that_lies_is_a_miss(make: MakeEngine, method: str, answer: object) -> None:
     tier = FaultyTier(
         MemoryTier() if method == "match" else filled(chain(4), make),
@@ -221,7 +221,7 @@ def test_a_tier_that_lies_about_writing_breaks_nothing(make: MakeEngine, answer:
     store(engine, chain(4))
     assert engine.flush(WAIT_S)
     stats = engine.stats()["memory"]
-    assert stats["written_blocks_total"] + stats["dropped_blocks_total"] == 4
+    assert stats["queue_written_blocks_total"] + stats["queue_dropped_blocks_total"] == 4
     assert cached(engine, chain(4)) == 4
 
 
@@ -244,7 +244,7 @@ def test_a_hung_tier_is_a_miss_at_its_deadline_and_then_not_asked(
     second = engine.match_prefix(chain(4))
     assert second.settled  # at once: the tier is not asked while a call hangs
     second.release()
-    assert engine.stats()["memory"]["overdue"] == 1
+    assert engine.stats()["memory"]["calls_overdue"] == 1
     tier.unhang()
 
 
@@ -257,7 +257,7 @@ def test_a_tier_that_comes_back_is_used_again(make: MakeEngine, clock: ManualClo
     engine.tick()
     match.release()
     tier.unhang()
-    while engine.stats()["memory"]["overdue"]:
+    while engine.stats()["memory"]["calls_overdue"]:
         threading.Event().wait(0.001)
     assert cached(engine, chain(4)) == 4
 
@@ -271,7 +271,7 @@ def test_three_failures_in_a_row_shut_a_tier_off_until_its_pause_is_over(
     engine = make(tier)
     for _ in range(5):
         assert cached(engine, chain(4)) == 0
-    assert engine.stats()["memory"]["errors_total"] == 3
+    assert engine.stats()["memory"]["call_errors_total"] == 3
     assert engine.stats()["memory"]["read_breaker_open"] == 1
     faults.clear()
     assert cached(engine, chain(4)) == 0
@@ -303,12 +303,12 @@ def test_a_full_write_queue_drops_and_counts_and_ram_keeps(make: MakeEngine) -> 
     engine = make(tier, block_bytes=0, write_queue_bytes_max=1 << 20)
     keys = chain(8)
     engine.set_blocks(keys, 0, [bytes(1 << 19)] * 8)
-    assert engine.stats()["memory"]["dropped_blocks_total"] == 6
-    assert engine.stats()["memory"]["write_queue_bytes"] == 1 << 20
+    assert engine.stats()["memory"]["queue_dropped_blocks_total"] == 6
+    assert engine.stats()["memory"]["queue_bytes"] == 1 << 20
     assert engine.stats()["ram"]["blocks"] == 8
     tier.unhang()
     assert engine.flush(WAIT_S)
-    assert engine.stats()["memory"]["write_queue_bytes"] == 0
+    assert engine.stats()["memory"]["queue_bytes"] == 0
 
 
 def test_a_dropped_block_is_offered_again_when_ram_evicts_it(make: MakeEngine) -> None:
@@ -331,7 +331,7 @@ def test_a_tier_that_fails_to_write_loses_blocks_and_nothing_else(make: MakeEngi
     engine = make(tier)
     store(engine, chain(4))
     assert engine.flush(WAIT_S)
-    assert engine.stats()["memory"]["dropped_blocks_total"] == 4
+    assert engine.stats()["memory"]["queue_dropped_blocks_total"] == 4
     assert cached(engine, chain(4)) == 4
 
 

@@ -26,7 +26,7 @@ from bul.inference.model_file import ensure_model
 from bul.testing.exactness import generate_greedy
 from bul.testing.tiny_gguf import write_tiny_gguf
 
-WORDS = [
+WORDS = (
     "harbour",
     "quiet",
     "boats",
@@ -36,10 +36,8 @@ WORDS = [
     "maps",
     "captain",
     "winter",
-    "town",
-    "letter",
     "river",
-]
+)
 RAM_BLOCKS = 6
 OUTPUT_TOKENS = 8
 

@@ -5,13 +5,14 @@ a counted failure that the breaker judges. Threads belong to one tier, so a hung
 those that read from another tier; a hung call keeps its own thread, and while any call is overdue
 the tier is not asked at all. Writes never wait: a full queue or a shut breaker drops them, counted.
 
-Reads and writes have a breaker each: a full disk can still be read. Reads go before writes, and
-writes never take the last free thread (if there are two or more).
+Reads and writes have a breaker each: a full disk can still be read. Reads go before writes, of
+which one call runs at a time, in order.
 """
 
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import contextlib
 import logging
 import threading
@@ -21,15 +22,12 @@ from typing import Literal, TypeVar
 from bul.cache.breaker import Breaker
 from bul.cache.contract import BlockRecord, Tier
 from bul.cache.placement import BreakEven
+from bul.cache.write_queue import Batch, Removal, WriteQueue
 from bul.clock import Clock
 from bul.errors import TierUnavailable
 
 __all__ = ["Lane"]
 
-WRITE_BATCH_BYTES = 8 << 20
-"""A write call takes about this much: short enough for a slow disk to stay within its deadline."""
-
-WRITE_BATCH_BLOCKS = 1024
 READS_QUEUED_MAX = 4096
 STATS_WAIT_S = 0.1
 """`stats` gives the last known numbers of a tier that takes longer than this."""
@@ -52,11 +50,6 @@ class _Call:
         self.overdue = False
 
 
-def _size(record: BlockRecord) -> int:
-    payload = record.payload
-    return payload.nbytes if isinstance(payload, memoryview) else len(payload)
-
-
 class Lane:
     """`threads` >= 1. `deadline_s` is of one call. The lane owns the tier and closes it."""
 
@@ -74,15 +67,12 @@ class Lane:
         self.gate = gate
         self.deadline_s = deadline_s
         self._threads_max = threads
-        self._writers_max = max(1, threads - 1)
-        self._queue_bytes_max = queue_bytes_max
         self._clock = clock
         self._breakers = {"read": Breaker(), "write": Breaker()}
         self._changed = threading.Condition()
         self._reads: collections.deque[Callable[[], None]] = collections.deque()
-        self._writes: collections.deque[BlockRecord] = collections.deque()
-        self._queued_bytes = 0
-        self._writers = 0
+        self._writes = WriteQueue(queue_bytes_max)
+        self._writing = False
         self._idle = 0
         self._threads: list[threading.Thread] = []
         self._calls: set[_Call] = set()
@@ -115,17 +105,30 @@ class Lane:
 
     def write(self, record: BlockRecord) -> bool:
         """Queue one block; False (counted) if there is no room or the tier is shut off."""
-        size = _size(record)
         with self._changed:
             shut = self._closed or self._overdue
-            full = self._queued_bytes + size > self._queue_bytes_max
-            if shut or full or not self._breakers["write"].allow(self._clock.now_s()):
+            if (
+                shut
+                or not self._breakers["write"].allow(self._clock.now_s())
+                or not self._writes.add(record)
+            ):
                 self._dropped_total += 1
                 return False
-            self._writes.append(record)
-            self._queued_bytes += size
             self._wake()
             return True
+
+    def remove(self, keys: tuple[bytes, ...] | None) -> concurrent.futures.Future[int]:
+        """Delete `keys`, or everything, behind the writes queued so far; how many were there.
+
+        The future ends with the tier's call, or with 0 if that failed or could not be queued.
+        """
+        removal = Removal(keys, concurrent.futures.Future())
+        with self._changed:
+            if self._closed or not self._writes.remove(removal):
+                removal.done.set_result(0)
+            else:
+                self._wake()
+        return removal.done
 
     def call(self, vote: Vote, act: Callable[[], _T]) -> _T:
         """Run `act` on this thread, timed and judged. Whatever it raises is TierUnavailable.
@@ -176,15 +179,13 @@ class Lane:
     def flush(self, timeout_s: float) -> bool:
         """Wait until the write queue is empty and written; False after `timeout_s` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._writes and not self._writers, timeout_s)
+            return self._changed.wait_for(lambda: not self._writes and not self._writing, timeout_s)
 
     def close(self, timeout_s: float) -> bool:
         """Stop the threads and close the tier; False if that hangs or fails."""
         with self._changed:
             self._closed = True
-            self._dropped_total += len(self._writes)
-            self._queued_bytes -= sum(map(_size, self._writes))
-            self._writes.clear()
+            self._dropped_total += self._writes.drop_all()
             self._changed.notify_all()
         closer = threading.Thread(target=self._close, daemon=True, name="bul-cache-close")
         closer.start()
@@ -203,16 +204,16 @@ class Lane:
                 **self._tier_stats,
                 "hit_tokens_total": self.hit_tokens_total,
                 "hit_bytes_total": self.hit_bytes_total,
-                "errors_total": self._errors_total,
-                "overdue_total": self._overdue_total,
-                "overdue": self._overdue,
+                "call_errors_total": self._errors_total,
+                "calls_overdue_total": self._overdue_total,
+                "calls_overdue": self._overdue,
                 "read_breaker_open": self._breakers["read"].is_open,
                 "write_breaker_open": self._breakers["write"].is_open,
                 "breaker_opened_total": sum(b.opened_total for b in self._breakers.values()),
-                "unavailable_total": self._unavailable_total,
-                "written_blocks_total": self._written_total,
-                "dropped_blocks_total": self._dropped_total,
-                "write_queue_bytes": self._queued_bytes,
+                "skipped_total": self._unavailable_total,
+                "queue_written_blocks_total": self._written_total,
+                "queue_dropped_blocks_total": self._dropped_total,
+                "queue_bytes": self._writes.bytes,
                 "loads_refused_total": self.gate.refused_total,
                 "load_bytes_per_s": self.gate.bytes_per_s,
             }
@@ -249,7 +250,7 @@ class Lane:
             self._threads.append(thread)
             thread.start()
         else:
-            self._changed.notify()
+            self._changed.notify_all()  # not `notify`: `flush` waits on it too
 
     def _work(self) -> None:
         while True:
@@ -261,11 +262,12 @@ class Lane:
                     self._changed.wait()
                     self._idle -= 1
                 job = self._reads.popleft() if self._reads else None
-                batch = [] if job else self._take_batch()
+                batch = None if job else self._writes.take()
+                self._writing |= batch is not None
             if job is not None:
                 self._run(job)
-            else:
-                self._write_batch(batch)
+            elif batch is not None:
+                self._write(batch)
 
     def _run(self, job: Callable[[], None]) -> None:
         try:
@@ -275,28 +277,16 @@ class Lane:
             logger.exception("a read job of tier %s raised", self.tier.name)
 
     def _may_write(self) -> bool:
-        return bool(self._writes) and self._writers < self._writers_max
+        """One writer at a time: what was queued first is written first."""
+        return bool(self._writes) and not self._writing
 
-    def _take_batch(self) -> list[BlockRecord]:
-        self._writers += 1
-        batch = [self._writes.popleft()]
-        size = _size(batch[0])
-        while (
-            self._writes
-            and len(batch) < WRITE_BATCH_BLOCKS
-            and size + _size(self._writes[0]) <= WRITE_BATCH_BYTES
-        ):
-            batch.append(self._writes.popleft())
-            size += _size(batch[-1])
-        return batch
-
-    def _write_batch(self, batch: list[BlockRecord]) -> None:
+    def _write(self, batch: Batch) -> None:
         written = 0
         with contextlib.suppress(TierUnavailable):  # counted by `call`; the drop is counted below
-            written = self.call("write", lambda: min(len(batch), max(0, int(self.tier.set(batch)))))
+            written = self.call("write", lambda: batch.write(self.tier))
         with self._changed:
-            self._writers -= 1
-            self._queued_bytes -= sum(map(_size, batch))
+            self._writing = False
+            self._writes.written(batch)
             self._written_total += written
-            self._dropped_total += len(batch) - written
+            self._dropped_total += len(batch.records) - written
             self._changed.notify_all()
