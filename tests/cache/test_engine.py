@@ -163,7 +163,7 @@ def test_clearing_leaves_matches_in_use_their_buffers(make: MakeEngine) -> None:
     engine = make()
     store(engine, chain(4))
     match = engine.match_prefix(chain(4))
-    engine.clear_now()
+    engine.clear_ram()
     assert list(match.blocks) == payloads(chain(4))
     assert cached(engine, chain(4)) == 0
     store(engine, chain(4))  # the same keys again, while the old match still lives

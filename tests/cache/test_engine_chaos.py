@@ -110,7 +110,7 @@ class Chaos(RuleBasedStateMachine):
 
     @rule()
     def forget(self) -> None:
-        self.engine.clear_now()
+        self.engine.clear_ram()
 
     @rule()
     def measure(self) -> None:

@@ -25,16 +25,18 @@ from bul.blocks.prefix import Buffer, PrefixMatch, RequestFacts
 from bul.cache.contract import Tier
 from bul.cache.eviction.make import make_policy
 from bul.cache.flights import Flight, Flights
+from bul.cache.handle import EngineMatch
 from bul.cache.keeper import Keeper
 from bul.cache.lane import Lane
 from bul.cache.loads import Loads
 from bul.cache.placement import BreakEven, PrefillRate
 from bul.cache.resident import Resident
-from bul.cache.values import ValueStore, check_key, decode, encode
+from bul.cache.value_tiers import ValueTiers
+from bul.cache.values import StoredValue, ValueStore, check_key, decode, encode
 from bul.clock import Clock, SystemClock
 from bul.config import KVCacheConfig
 
-__all__ = ["EngineMatch", "UltraAdaptiveKVCacheEngine"]
+__all__ = ["UltraAdaptiveKVCacheEngine"]
 
 VALUES_SHARE = 0.5
 """General values take at most this share of `ram_bytes_max`: one 1 GiB value fits in the default,
@@ -44,42 +46,6 @@ HOUSEKEEPING_S = 0.25
 """How often aged claims and leaked matches are looked for while anybody waits."""
 
 logger = logging.getLogger(__name__)
-
-
-class EngineMatch:
-    """The handle that a caller holds; see `PrefixMatch`. Dropped without `release`, it counts."""
-
-    __slots__ = ("_engine", "_flight", "_released")
-
-    def __init__(self, engine: UltraAdaptiveKVCacheEngine, flight: Flight) -> None:
-        self._engine = engine
-        self._flight = flight
-        self._released = False
-
-    @property
-    def blocks(self) -> Sequence[Buffer]:
-        """Payloads of [0, cached), root first; final once `settled`. No copies."""
-        return [entry.payload for entry in self._flight.entries]
-
-    @property
-    def settled(self) -> bool:
-        """No load is under way and nobody else computes the next missing block."""
-        return self._flight.settled
-
-    def when_settled(self, callback: Callable[[], None]) -> None:
-        """Call `callback` exactly once; now, if settled, else from the thread that settles it."""
-        self._engine._when_settled(self._flight, callback)  # noqa: SLF001  # its own handle
-
-    def release(self) -> None:
-        """Drop holds and unfulfilled claims. Idempotent; any thread."""
-        if not self._released:
-            self._released = True
-            self._engine._release(self._flight)  # noqa: SLF001  # its own handle
-
-    def __del__(self) -> None:
-        if not self._released:
-            # May run inside any allocation, even under the engine's lock: only leave a note.
-            self._engine._leaked.append(self._flight)  # noqa: SLF001  # its own handle
 
 
 class UltraAdaptiveKVCacheEngine:
@@ -120,6 +86,7 @@ class UltraAdaptiveKVCacheEngine:
             block_tokens=config.block_tokens,
             clock=self._clock,
         )
+        self._value_tiers = ValueTiers(self._lanes, ttl_s=config.ttl_s, clock=self._clock)
         self._flights = Flights(
             self._resident,
             claim_age_s_max=config.claim_age_s_max,
@@ -136,7 +103,7 @@ class UltraAdaptiveKVCacheEngine:
             block_tokens=config.block_tokens,
             block_bytes=block_bytes,
         )
-        self._leaked: collections.deque[Flight] = collections.deque()
+        self.leaked: collections.deque[Flight] = collections.deque()
         self._leaks_total = 0
         self._matches_total = 0
         self._asked_tokens_total = 0
@@ -156,7 +123,7 @@ class UltraAdaptiveKVCacheEngine:
         Never blocks on I/O. Of one thread's two unreleased matches over the same missing keys the
         second one waits for the first: release in time.
         """
-        if self._leaked:
+        if self.leaked:
             self.tick()
         now_s = self._clock.now_s()
         with self._lock:
@@ -215,19 +182,26 @@ class UltraAdaptiveKVCacheEngine:
         check_key(key)
         with self._lock:
             stored = self._values.get(key, self._clock.now_s())
+        if stored is None and self._lanes:
+            stored = await self._value_tiers.get(key)
+            if stored is not None:
+                self._keep_value(key, stored, replace=False)
         return default if stored is None else decode(stored)
 
     async def set(self, key: str, value: object) -> bool:
-        """Keep `value`; False if it is larger than the budget of values, which stay untouched.
+        """Keep `value`; False if it is larger than the budget of values: then no value is kept.
 
-        TypeError for anything but bytes, str, JSON values and NumPy arrays.
+        TypeError for anything but bytes, str, JSON values and NumPy arrays. Other replicas that
+        hold an older value in RAM go on serving it until its time is over.
         """
         check_key(key)
         now_s = self._clock.now_s()
         stored = encode(value, expires_s=now_s + self.config.ttl_s if self.config.ttl_s else 0.0)
-        with self._lock:
-            kept = self._values.set(key, stored)
-            self._resident.reserve(self._values.bytes)
+        kept = self._keep_value(key, stored, replace=True)
+        if self._lanes and kept:
+            self._value_tiers.set(key, stored)
+        elif self._lanes:
+            await self._value_tiers.delete(key)
         return kept
 
     async def delete(self, key: str) -> bool:
@@ -236,14 +210,23 @@ class UltraAdaptiveKVCacheEngine:
         with self._lock:
             deleted = self._values.delete(key)
             self._resident.reserve(self._values.bytes)
-        return deleted
+        return await self._value_tiers.delete(key) or deleted
 
     async def clear(self) -> None:
-        """Forget all values and all blocks. Matches in use keep their buffers."""
-        self.clear_now()
+        """Forget all values and all blocks, in every tier. Matches in use keep their buffers."""
+        self.clear_ram()
+        await self._value_tiers.clear()
+        self.clear_ram()  # what was loaded meanwhile
 
-    def clear_now(self) -> None:
-        """`clear` for callers without an event loop."""
+    def _keep_value(self, key: str, stored: StoredValue, *, replace: bool) -> bool:
+        with self._lock:
+            kept = self._values.set(key, stored, replace=replace)
+            self._resident.reserve(self._values.bytes)
+            self._keeper.demote(self._clock.now_s())
+        return kept
+
+    def clear_ram(self) -> None:
+        """Forget all values and blocks in RAM; the slower tiers keep theirs."""
         with self._lock:
             self._values.clear()
             self._resident.clear()
@@ -288,14 +271,14 @@ class UltraAdaptiveKVCacheEngine:
     def tick(self) -> None:
         """Expire aged claims and release leaked matches; the housekeeper's work, callable."""
         now_s = self._clock.now_s()
-        while self._leaked:
-            flight = self._leaked.popleft()
+        while self.leaked:
+            flight = self.leaked.popleft()
             self._leaks_total += 1
             logger.warning(
                 "a match was dropped without release after %.1f s; its holds are freed now",
                 now_s - flight.started_s,
             )
-            self._release(flight)
+            self.release(flight)
         with self._lock:
             self._loads.tick(now_s)
             self._flights.expire(now_s)
@@ -325,14 +308,16 @@ class UltraAdaptiveKVCacheEngine:
             self._housekeeper.join()
         return flushed and all(closed)
 
-    def _when_settled(self, flight: Flight, callback: Callable[[], None]) -> None:
+    def when_settled(self, flight: Flight, callback: Callable[[], None]) -> None:
+        """For `EngineMatch`."""
         with self._lock:
             if not flight.settled:
                 flight.callbacks.append(callback)
                 return
         callback()
 
-    def _release(self, flight: Flight) -> None:
+    def release(self, flight: Flight) -> None:
+        """For `EngineMatch`."""
         now_s = self._clock.now_s()
         with self._lock:
             if self._flights.release(flight, now_s):

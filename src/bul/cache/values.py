@@ -135,8 +135,13 @@ class ValueStore:
         self.hits_total += 1
         return stored
 
-    def set(self, key: str, stored: StoredValue) -> bool:
-        """Keep; False if it is larger than the whole budget (the old value is gone then too)."""
+    def set(self, key: str, stored: StoredValue, *, replace: bool = True) -> bool:
+        """Keep; False if it is larger than the whole budget (the old value is gone then too).
+
+        With `replace` off a value that is here stays: what a slow read brings may be older.
+        """
+        if not replace and key in self._values:
+            return True
         self.delete(key)
         cost = self._cost(key, stored)
         if cost > self.bytes_max:
