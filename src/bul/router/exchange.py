@@ -79,6 +79,8 @@ class Exchange:
     def expire(self) -> None:
         """Nothing came for too long."""
         self._router.timeouts += 1
+        if self.replica is not None:
+            self._router.failed(self.replica)
         self._failed("the replica did not answer in time", status=504)
 
     def pause(self) -> None:

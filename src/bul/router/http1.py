@@ -109,27 +109,32 @@ class RequestReader:
         self._error: InvalidRequest | None = None
         self.in_head = False
         self.in_body = False
+        self._begun = 0
         self._body: list[bytes] = []
         self._request: Request | None = None
         self._reset()
 
     def feed(self, data: bytes) -> None:
         """Raise InvalidRequest, with the status to answer, when the stream cannot be read on."""
-        if self.in_head:
-            self._fed += len(data)
+        # A head that began after other bytes of this read is counted from the next read on.
+        counted = not self.in_body
+        self._begun = 0
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._after_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             raise self._error or InvalidRequest(f"not HTTP: {error}", code="bad_http") from None
-        if self.in_head and self._fed > HEAD_BYTES_MAX:
-            raise _head_too_large()
+        if self.in_head:
+            self._fed += len(data) if counted and self._begun < 2 else 0
+            if self._fed > HEAD_BYTES_MAX:
+                raise _head_too_large()
 
     # What httptools calls.
 
     def on_message_begin(self) -> None:
         self._reset()
+        self._begun += 1
         self.in_head = True
 
     def on_url(self, url: bytes) -> None:
@@ -195,6 +200,8 @@ class RequestReader:
         if method not in _METHODS:
             name = method.decode("ascii", "replace")
             raise InvalidRequest(f"method {name} is not allowed", code="bad_method", status=405)
+        if self._parser.should_upgrade():
+            self._check_upgrade()
         if _TARGET.fullmatch(self._url) is None:
             raise InvalidRequest("the target must be a path", code="bad_target")
         request = Request(
@@ -233,10 +240,14 @@ class RequestReader:
             raise InvalidRequest("only 100-continue can be expected", code="bad_expect", status=417)
         self._on_continue()
 
-    def _after_upgrade(self, rest: bytes) -> None:
-        """An Upgrade is not taken (RFC 9110 lets a server ignore it); its parser has stopped."""
+    def _check_upgrade(self) -> None:
+        """An Upgrade is ignored (RFC 9110 lets us); llhttp then stops before a body, so that one
+        cannot be read.
+        """
         if any(name in (b"content-length", b"transfer-encoding") for name, _ in self._special):
             raise InvalidRequest("an Upgrade cannot come with a body", code="bad_http")
+
+    def _after_upgrade(self, rest: bytes) -> None:
         self._parser = httptools.HttpRequestParser(self)
         if rest:
             self.feed(rest)
