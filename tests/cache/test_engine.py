@@ -9,26 +9,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from bul.blocks.chain import block_keys, chain_root
 from bul.blocks.prefix import PrefixCache, PrefixMatch, RequestFacts
 from bul.cache.engine import UltraAdaptiveKVCacheEngine
 from bul.config import KVCacheConfig
 from bul.testing.clock import ManualClock
+from bul.testing.engines import BLOCK_TOKENS, cached, chain, payloads, store
 
-BLOCK_TOKENS = 4
-ROOT = chain_root(bytes(32), b"")
 MIB = 1 << 20
 
 MakeEngine = Callable[..., UltraAdaptiveKVCacheEngine]
-
-
-def chain(blocks: int, first_token: int = 0) -> list[bytes]:
-    tokens = range(first_token, first_token + blocks * BLOCK_TOKENS)
-    return block_keys(ROOT, tokens, BLOCK_TOKENS)
-
-
-def payloads(keys: list[bytes], size: int = 64) -> list[bytes]:
-    return [key * (size // 32) for key in keys]
 
 
 @pytest.fixture
@@ -42,27 +31,13 @@ def make(clock: ManualClock) -> Iterator[MakeEngine]:
 
     def build(**settings: object) -> UltraAdaptiveKVCacheEngine:
         settings = {"eviction": "lru", "block_tokens": BLOCK_TOKENS, "max_tokens": 400} | settings
-        engine = UltraAdaptiveKVCacheEngine(KVCacheConfig(**settings), clock=clock)  # type: ignore[arg-type]
+        engine = UltraAdaptiveKVCacheEngine(KVCacheConfig(**settings), clock=clock)  # type: ignore[arg-type]  # a mixed dict
         engines.append(engine)
         return engine
 
     yield build
     for engine in engines:
         engine.close()
-
-
-def store(engine: UltraAdaptiveKVCacheEngine, keys: list[bytes], size: int = 64) -> None:
-    match = engine.match_prefix(keys)
-    cached = len(match.blocks)
-    engine.set_blocks(keys, cached, payloads(keys, size)[cached:])
-    match.release()
-
-
-def cached(engine: UltraAdaptiveKVCacheEngine, keys: list[bytes]) -> int:
-    match = engine.match_prefix(keys)
-    count = len(match.blocks)
-    match.release()
-    return count
 
 
 def test_the_guide_needs_no_more_than_a_config() -> None:

@@ -7,29 +7,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from bul.blocks.chain import block_keys, chain_root
-from bul.blocks.prefix import PrefixMatch
 from bul.cache.contract import Tier
 from bul.cache.engine import UltraAdaptiveKVCacheEngine
 from bul.config import KVCacheConfig
 from bul.errors import TierUnavailable
 from bul.testing.clock import ManualClock
+from bul.testing.engines import BLOCK_TOKENS, WAIT_S, cached, chain, payloads, settled, store
 from bul.testing.tiers import Fault, FaultyTier, MemoryTier
 
-BLOCK_TOKENS = 4
-ROOT = chain_root(bytes(32), b"")
-WAIT_S = 30.0
-
 MakeEngine = Callable[..., UltraAdaptiveKVCacheEngine]
-
-
-def chain(blocks: int, first_token: int = 0) -> list[bytes]:
-    tokens = range(first_token, first_token + blocks * BLOCK_TOKENS)
-    return block_keys(ROOT, tokens, BLOCK_TOKENS)
-
-
-def payloads(keys: list[bytes]) -> list[bytes]:
-    return [key * 2 for key in keys]
 
 
 @pytest.fixture
@@ -44,7 +30,7 @@ def make(clock: ManualClock) -> Iterator[MakeEngine]:
     def build(*tiers: Tier, block_bytes: int = 64, **settings: object) -> object:
         settings = {"eviction": "lru", "block_tokens": BLOCK_TOKENS, "max_tokens": 400} | settings
         engine = UltraAdaptiveKVCacheEngine(
-            KVCacheConfig(**settings),  # type: ignore[arg-type]
+            KVCacheConfig(**settings),  # type: ignore[arg-type]  # a mixed dict
             tiers=tiers,
             clock=clock,
             block_bytes=block_bytes,
@@ -52,30 +38,9 @@ def make(clock: ManualClock) -> Iterator[MakeEngine]:
         engines.append(engine)
         return engine
 
-    yield build  # type: ignore[misc]
+    yield build  # type: ignore[misc]  # keywords vary
     for engine in engines:
         engine.close()
-
-
-def settled(match: PrefixMatch) -> PrefixMatch:
-    ready = threading.Event()
-    match.when_settled(ready.set)
-    assert ready.wait(WAIT_S), "the match never settled"
-    return match
-
-
-def store(engine: UltraAdaptiveKVCacheEngine, keys: list[bytes]) -> None:
-    match = settled(engine.match_prefix(keys))
-    cached = len(match.blocks)
-    engine.set_blocks(keys, cached, payloads(keys)[cached:])
-    match.release()
-
-
-def cached(engine: UltraAdaptiveKVCacheEngine, keys: list[bytes]) -> int:
-    match = settled(engine.match_prefix(keys))
-    assert [bytes(block) for block in match.blocks] == payloads(keys)[: len(match.blocks)]
-    match.release()
-    return len(match.blocks)
 
 
 def filled(keys: list[bytes], make: MakeEngine) -> MemoryTier:
@@ -291,77 +256,6 @@ def test_what_came_before_the_deadline_is_kept(make: MakeEngine, clock: ManualCl
     clock.advance(2.0)
     engine.tick()
     assert list(match.blocks) == payloads(chain(1))
-    match.release()
-    tier.unhang()
-
-
-# writing
-
-
-def test_a_full_write_queue_drops_and_counts_and_ram_keeps(make: MakeEngine) -> None:
-    tier = FaultyTier(MemoryTier(), lambda name: Fault(hang=name == "set"))
-    engine = make(tier, block_bytes=0, write_queue_bytes_max=1 << 20)
-    keys = chain(8)
-    engine.set_blocks(keys, 0, [bytes(1 << 19)] * 8)
-    assert engine.stats()["memory"]["queue_dropped_blocks_total"] == 6
-    assert engine.stats()["memory"]["queue_bytes"] == 1 << 20
-    assert engine.stats()["ram"]["blocks"] == 8
-    tier.unhang()
-    assert engine.flush(WAIT_S)
-    assert engine.stats()["memory"]["queue_bytes"] == 0
-
-
-def test_a_dropped_block_is_offered_again_when_ram_evicts_it(make: MakeEngine) -> None:
-    inner = MemoryTier()
-    tier = FaultyTier(inner, lambda name: Fault(hang=name == "set"))
-    engine = make(tier, block_bytes=0, max_tokens=4 * BLOCK_TOKENS, write_queue_bytes_max=1 << 20)
-    first, second = chain(4), chain(4, 900)
-    engine.set_blocks(first, 0, [bytes(1 << 19)] * 4)
-    assert len(inner.records) == 0
-    tier.unhang()
-    assert engine.flush(WAIT_S)
-    assert len(inner.records) == 2
-    engine.set_blocks(second, 0, [b""] * 4)
-    assert engine.flush(WAIT_S)
-    assert set(first) & set(inner.records) == set(first)
-
-
-def test_a_tier_that_fails_to_write_loses_blocks_and_nothing_else(make: MakeEngine) -> None:
-    tier = FaultyTier(MemoryTier(), lambda name: Fault(error=OSError(28, "ENOSPC")))
-    engine = make(tier)
-    store(engine, chain(4))
-    assert engine.flush(WAIT_S)
-    assert engine.stats()["memory"]["queue_dropped_blocks_total"] == 4
-    assert cached(engine, chain(4)) == 4
-
-
-def test_records_carry_their_parent_and_their_end(make: MakeEngine, clock: ManualClock) -> None:
-    tier = MemoryTier(wall_s=clock.wall_s)
-    engine = make(tier, ttl_s=60.0)
-    store(engine, chain(2))
-    assert engine.flush(WAIT_S)
-    first, second = (tier.records[key] for key in chain(2))
-    assert (first.parent, second.parent) == (b"", chain(1)[0])
-    assert second.expires_wall_s == clock.wall_s() + 60.0
-    assert second.tokens == BLOCK_TOKENS
-
-
-def test_closing_writes_what_is_queued_and_closes_the_tier(make: MakeEngine) -> None:
-    inner = MemoryTier()
-    engine = make(FaultyTier(inner, lambda name: Fault(delay_s=0.01 * (name == "set"))))
-    store(engine, chain(8))
-    assert engine.close() is True
-    assert len(inner.records) == 8
-    assert inner.closed
-
-
-def test_closing_does_not_wait_for_a_hung_tier(make: MakeEngine) -> None:
-    tier = FaultyTier(filled(chain(4), make), lambda name: Fault(hang=name == "get"))
-    engine = make(tier)
-    match = engine.match_prefix(chain(4))
-    assert tier.hanging.acquire(timeout=WAIT_S)
-    assert engine.close(timeout_s=0.05) is False
-    assert match.settled
     match.release()
     tier.unhang()
 

@@ -92,7 +92,7 @@ def test_what_the_caller_does_later_does_not_change_the_cache() -> None:
     stored_array, stored_list = encode(array), encode(listed)
     array[:] = 0
     listed.clear()
-    assert np.array_equal(decode(stored_array), np.ones(3))  # type: ignore[arg-type]
+    assert np.array_equal(decode(stored_array), np.ones(3))  # type: ignore[arg-type]  # an array
     assert decode(stored_list) == [1, 2]
 
 
@@ -145,7 +145,7 @@ def test_json_that_is_too_deep_is_refused() -> None:
     with pytest.raises(ValueError, match="64 levels"):
         encode(deep)
     while deep:  # taken apart level by level: freeing it at once would recurse
-        deep = deep.pop()  # type: ignore[assignment]
+        deep = deep.pop()  # type: ignore[assignment]  # a list, until it is empty
 
 
 async def test_a_miss_is_none_and_a_default_tells_it_from_a_stored_null(
@@ -175,7 +175,7 @@ async def test_a_key_has_a_limit_and_a_type(engine: UltraAdaptiveKVCacheEngine) 
     with pytest.raises(ValueError, match=str(KEY_CHARS_MAX)):
         await engine.set("k" * (KEY_CHARS_MAX + 1), b"")
     with pytest.raises(TypeError, match="must be a str"):
-        await engine.get(b"key")  # type: ignore[arg-type]
+        await engine.get(b"key")  # type: ignore[arg-type]  # the mistake
 
 
 async def test_a_value_over_the_budget_is_not_kept_and_evicts_nothing(

@@ -90,7 +90,7 @@ class UltraAdaptiveKVCacheEngine:
         self._flights = Flights(
             self._resident,
             claim_age_s_max=config.claim_age_s_max,
-            start_load=lambda flight, now_s: self._loads.start(flight, now_s),  # noqa: PLW0108  # made below
+            start_load=lambda flight, now_s: self._loads.start(flight, now_s),  # noqa: PLW0108 - made below
         )
         self._loads = Loads(
             self._lanes,

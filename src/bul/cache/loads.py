@@ -183,7 +183,7 @@ class Loads:
             if block is None:
                 continue
             if not isinstance(block, bytes | bytearray | memoryview):
-                raise ValueError(f"a block must be a buffer, was {type(block).__name__}")  # noqa: TRY004  # the tier's fault, not the caller's
+                raise ValueError(f"a block must be a buffer, was {type(block).__name__}")  # noqa: TRY004 - the tier's
             size = block.nbytes if isinstance(block, memoryview) else len(block)
             if self._block_bytes and size != self._block_bytes:
                 raise ValueError(f"a block of {size} bytes, not {self._block_bytes}")
