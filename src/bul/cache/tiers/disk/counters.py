@@ -38,6 +38,13 @@ class Counters:
         with self._lock:
             self._totals[name] += count
 
+    def add_reads(self, hits: int, misses: int, read_bytes: int) -> None:
+        """The three counters of a `get`, with one lock."""
+        with self._lock:
+            self._totals["hits_total"] += hits
+            self._totals["misses_total"] += misses
+            self._totals["read_bytes_total"] += read_bytes
+
     def snapshot(self) -> dict[str, float]:
         with self._lock:
             return {name: float(total) for name, total in self._totals.items()}

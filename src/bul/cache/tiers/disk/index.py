@@ -48,6 +48,7 @@ _HEADER = struct.Struct("<8sQQ32s")
 _MAGIC: Final = b"BULINDX\1"
 _SLOT = struct.Struct("<32sIQIIII4x")
 _PLACE = struct.Struct("<IQIIII")
+_SEQUENCES = struct.Struct("<" + "32xI28x" * BUCKET_SLOTS)
 _U32 = struct.Struct("<I")
 
 SLOT_DTYPE: Final[np.dtype[np.void]] = np.dtype(
@@ -79,6 +80,18 @@ class Entry(NamedTuple):
     tokens: int
     last_use: int
     expires_s: int
+
+
+def _find(key: bytes, base: int, bucket: bytes) -> Entry | None:
+    """The key's entry in a bucket that was read from `base`."""
+    at = bucket.find(key)
+    while at >= 0:
+        if at % SLOT_BYTES == 0 and at + SLOT_BYTES <= len(bucket):
+            entry = Entry(base + at, *_PLACE.unpack_from(bucket, at + 32))
+            if entry.sequence and entry.offset <= OFFSET_MAX:
+                return entry
+        at = bucket.find(key, at + 1)
+    return None
 
 
 class DiskIndex:
@@ -117,10 +130,11 @@ class DiskIndex:
             self._table = (handle, buckets)
         return good
 
-    def reopen_if_replaced(self) -> None:
-        """Follow another process that built a larger table."""
+    def reopen_if_replaced(self) -> bool:
+        """Follow another process that built a larger table; whether there was one."""
         if self._table is None or self._io.fstat(self._table[0].fd).st_nlink == 0:
-            self.open()
+            return self.open()
+        return False
 
     def replace(self, slots: npt.NDArray[np.void], *, durable: bool = False) -> None:
         """Make a table of `slots` (SLOT_DTYPE, complete buckets) the index. Under the lock."""
@@ -173,14 +187,9 @@ class DiskIndex:
         handle, buckets = table
         for half in (key[:8], key[8:16]):
             base = (int.from_bytes(half, "little") % buckets + 1) * BUCKET_BYTES
-            data = self._io.pread(handle.fd, BUCKET_BYTES, base)
-            at = data.find(key)
-            while at >= 0:
-                if at % SLOT_BYTES == 0 and at + SLOT_BYTES <= len(data):
-                    entry = Entry(base + at, *_PLACE.unpack_from(data, at + 32))
-                    if entry.sequence and entry.offset <= OFFSET_MAX:
-                        return entry
-                at = data.find(key, at + 1)
+            entry = _find(key, base, self._io.pread(handle.fd, BUCKET_BYTES, base))
+            if entry is not None:
+                return entry
         return None
 
     def touch(self, entry: Entry, newest: int) -> None:
@@ -212,44 +221,51 @@ class DiskIndex:
         """
         if self._table is None:
             self.replace(np.zeros(BUCKETS_MIN * BUCKET_SLOTS, SLOT_DTYPE))
-        old = self.lookup(key)
-        position = old.position if old else self._free_position(key, live)
+        position, old = self._place(key, live)
         if position is None and may_grow(self.file_bytes * 2):
             self._grow(live)
-            position = self._free_position(key, live)
+            position, old = self._place(key, live)
         if position is None:
-            position = min(self._pair(key), key=lambda slot: slot[1].last_use)[0]
+            position = self._least_used(key)
         assert self._table is not None
         packed = _SLOT.pack(key, *entry[1:])
         self._io.write_all(self._table[0].fd, [packed], position)
         return old
 
-    def _pair(self, key: bytes) -> list[tuple[int, Entry]]:
-        """Slots of the key's two buckets, the emptier bucket first."""
+    def _buckets(self, key: bytes) -> Iterator[tuple[int, bytes]]:
+        """(offset, content) of the key's two buckets."""
         assert self._table is not None
         handle, buckets = self._table
-        found: list[list[tuple[int, Entry]]] = []
         for half in (key[:8], key[8:16]):
             base = (int.from_bytes(half, "little") % buckets + 1) * BUCKET_BYTES
-            data = self._io.pread(handle.fd, BUCKET_BYTES, base).ljust(BUCKET_BYTES, b"\0")
-            found.append(
-                [
-                    (base + at, Entry(base + at, *_PLACE.unpack_from(data, at + 32)))
-                    for at in range(0, BUCKET_BYTES, SLOT_BYTES)
-                ]
-            )
-        found.sort(key=lambda slots: sum(entry.sequence != 0 for _, entry in slots))
-        return found[0] + found[1]
+            data = self._io.pread(handle.fd, BUCKET_BYTES, base)
+            yield base, data.ljust(BUCKET_BYTES, b"\0")
 
-    def _free_position(self, key: bytes, live: Container[int]) -> int | None:
-        pair = self._pair(key)
-        for position, entry in pair:
-            if entry.sequence == 0:
-                return position
-        for position, entry in pair:
-            if entry.sequence not in live:
-                return position
-        return None
+    def _place(self, key: bytes, live: Container[int]) -> tuple[int | None, Entry | None]:
+        """Where the key is, with its entry; else a free slot, if there is one."""
+        pair = list(self._buckets(key))
+        for base, data in pair:
+            old = _find(key, base, data)
+            if old is not None:
+                return old.position, old
+        numbers = [(_SEQUENCES.unpack(data), base) for base, data in pair]
+        numbers.sort(key=lambda bucket: bucket[0].count(0), reverse=True)
+        for sequences, base in numbers:
+            if 0 in sequences:
+                return base + sequences.index(0) * SLOT_BYTES, None
+        for sequences, base in numbers:
+            for slot, sequence in enumerate(sequences):
+                if sequence not in live:
+                    return base + slot * SLOT_BYTES, None
+        return None, None
+
+    def _least_used(self, key: bytes) -> int:
+        uses = [
+            (_U32.unpack_from(data, at + _LAST_USE_AT), base + at)
+            for base, data in self._buckets(key)
+            for at in range(0, BUCKET_BYTES, SLOT_BYTES)
+        ]
+        return min(uses)[1]
 
     # -- all keys --------------------------------------------------------------------------
 

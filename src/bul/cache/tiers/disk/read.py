@@ -10,10 +10,9 @@ from hashlib import blake2b
 
 from bul.blocks.chain import KEY_BYTES
 from bul.blocks.format import (
-    RECORD_HEADER_BYTES,
     BlockHeader,
     parse_record_header,
-    payload_matches,
+    sound_payload,
 )
 from bul.blocks.prefix import Buffer
 from bul.cache.tiers.disk.codec import decode
@@ -62,22 +61,30 @@ class Reader:
         return entry.sequence in self._folder.live and not expired
 
     def get(self, key: bytes, *, again: bool = True) -> Buffer | None:
-        """One verified payload, or `None`. `again`: it may have moved on while we looked."""
+        """One verified payload, or `None`. `again`: it may have moved on while we looked.
+
+        What others did is only looked at when something does not fit: a dropped segment is cut
+        to nothing, so that a read from it cannot succeed.
+        """
         try:
             entry = self._index.lookup(key)
             if entry is None or entry.sequence not in self._folder.live:
-                return None
+                self.follow()
+                entry = self._index.lookup(key)
+                if entry is None or entry.sequence not in self._folder.live:
+                    return None
             segment = self._files.open(entry.sequence)
             if segment is None:
                 self._counters.add("stale_total")
                 self._forget(key, entry)
                 return None
+            place = segment.seed + entry.offset
             data = self._io.read_exact(segment.handle.fd, entry.record_bytes, entry.offset)
-            header = parse_record_header(data, segment.seed + entry.offset)
-            payload = self._vouched(key, header, data)
-            if payload is None or header is None:
-                return self._missed(key, entry, header, again=again)
-            if header.expires_wall_ms and header.expires_wall_ms <= self._clock.wall_s() * 1000:
+            found = sound_payload(data, place, key, self._identity)
+            if found is None:
+                return self._missed(key, entry, parse_record_header(data, place), again=again)
+            payload, encoding, raw_bytes, expires_wall_ms = found
+            if expires_wall_ms and expires_wall_ms <= self._clock.wall_s() * 1000:
                 self._counters.add("expired_total")
                 self._forget(key, entry)
                 return None
@@ -85,20 +92,7 @@ class Reader:
         except OSError:
             self._counters.add("io_errors_total")
             return None
-        return payload
-
-    def _vouched(self, key: bytes, header: BlockHeader | None, data: bytes) -> Buffer | None:
-        """The payload, if header, key, identity, length and checksum all agree."""
-        if header is None or header.dead:
-            return None
-        if header.key != key or header.identity != self._identity:
-            return None
-        payload = memoryview(data)[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + header.stored_bytes]
-        if not payload_matches(header, payload):
-            return None
-        if header.encoding:
-            return decode(header.encoding, payload, header.raw_bytes)
-        return payload
+        return decode(encoding, payload, raw_bytes) if encoding else payload
 
     def _missed(
         self, key: bytes, entry: Entry, header: BlockHeader | None, *, again: bool

@@ -201,17 +201,9 @@ class DiskTier:
     def get(self, keys: Sequence[bytes]) -> list[Buffer | None]:
         """Verified payloads as read-only views, each over a buffer of its own."""
         self._refuse_if_closed()
-        try:
-            self._reader.follow()
-        except OSError:
-            self._counters.add("io_errors_total")
-            self._counters.add("misses_total", len(keys))
-            return [None] * len(keys)
         found = [self._reader.get(own_key(key)) for key in keys]
         hits = [len(payload) for payload in found if payload is not None]
-        self._counters.add("hits_total", len(hits))
-        self._counters.add("misses_total", len(found) - len(hits))
-        self._counters.add("read_bytes_total", sum(hits))
+        self._counters.add_reads(len(hits), len(found) - len(hits), sum(hits))
         return found
 
     def set(self, records: Sequence[BlockRecord]) -> int:
