@@ -307,4 +307,4 @@ def test_hit_tokens_are_counted(make: MakeEngine) -> None:
     match = engine.match_prefix(chain(5), RequestFacts(tenant="a"))
     match.release()
     assert engine.stats()["engine"]["asked_tokens_total"] == 8 * BLOCK_TOKENS
-    assert engine.stats()["engine"]["ram_hit_tokens_total"] == 3 * BLOCK_TOKENS
+    assert engine.stats()["ram"]["hit_tokens_total"] == 3 * BLOCK_TOKENS

@@ -84,7 +84,7 @@ def test_what_was_loaded_is_promoted_to_ram(make: MakeEngine) -> None:
     tier.calls.clear()
     assert cached(engine, chain(5)) == 5
     assert gets(tier) == []
-    assert engine.stats()["engine"]["ram_hit_tokens_total"] == 5 * BLOCK_TOKENS
+    assert engine.stats()["ram"]["hit_tokens_total"] == 5 * BLOCK_TOKENS
 
 
 def test_what_was_loaded_is_not_written_back(make: MakeEngine) -> None:

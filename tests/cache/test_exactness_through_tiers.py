@@ -116,7 +116,7 @@ class Tour:
     def close(self) -> None:
         stats = self.engine.stats()
         self.tally.from_disk += int(stats["disk"]["hit_tokens_total"]) // self.core.block_tokens
-        ram_tokens = int(stats["engine"]["ram_hit_tokens_total"])
+        ram_tokens = int(stats["ram"]["hit_tokens_total"])
         self.tally.from_ram += ram_tokens // self.core.block_tokens
         self.tally.ram_evictions += int(stats["ram"]["evictions_total"])
         assert self.engine.close()

@@ -107,7 +107,7 @@ class UltraAdaptiveKVCacheEngine:
         self._leaks_total = 0
         self._matches_total = 0
         self._asked_tokens_total = 0
-        self._hit_tokens_total = 0
+        self._cached_tokens_total = 0
         self._ram_hit_tokens_total = 0
         self._set_blocks_total = 0
         self._closed = threading.Event()
@@ -243,7 +243,10 @@ class UltraAdaptiveKVCacheEngine:
         with self._lock:
             parts: dict[str, Mapping[str, float]] = {
                 "engine": self._engine_stats(),
-                "ram": self._resident.stats(),
+                "ram": {
+                    "hit_tokens_total": self._ram_hit_tokens_total,
+                    **self._resident.stats(),
+                },
                 "values": self._values.stats(),
             }
         for lane in self._lanes:
@@ -255,8 +258,7 @@ class UltraAdaptiveKVCacheEngine:
         return {
             "matches_total": self._matches_total,
             "asked_tokens_total": self._asked_tokens_total,
-            "hit_tokens_total": self._hit_tokens_total,
-            "ram_hit_tokens_total": self._ram_hit_tokens_total,
+            "cached_tokens_total": self._cached_tokens_total,
             "set_blocks_total": self._set_blocks_total,
             "matches_alive": len(flights.alive),
             "matches_waiting": flights.waiting,
@@ -322,7 +324,7 @@ class UltraAdaptiveKVCacheEngine:
         with self._lock:
             if self._flights.release(flight, now_s):
                 block_tokens = self.config.block_tokens
-                self._hit_tokens_total += len(flight.entries) * block_tokens
+                self._cached_tokens_total += len(flight.entries) * block_tokens
                 self._ram_hit_tokens_total += flight.ram_blocks * block_tokens
         self._call_due()
 

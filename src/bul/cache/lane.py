@@ -29,7 +29,7 @@ from bul.errors import TierUnavailable
 __all__ = ["Lane"]
 
 READS_QUEUED_MAX = 4096
-STATS_WAIT_S = 0.1
+STATS_WAIT_S = 0.02
 """`stats` gives the last known numbers of a tier that takes longer than this."""
 
 logger = logging.getLogger(__name__)

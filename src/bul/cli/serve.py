@@ -11,6 +11,7 @@ from bul.cli.options import load as load_settings
 from bul.cli.options import setting
 
 if typing.TYPE_CHECKING:
+    from bul.cache.engine import UltraAdaptiveKVCacheEngine
     from bul.cli.events import EventLog
     from bul.config import Settings
     from bul.inference.contract import ModelCore, Runner
@@ -33,6 +34,10 @@ __all__ = ["command"]
 @setting("cache.max_tokens", "--max-tokens", help="KV kept in RAM, in tokens.")
 @setting("cache.ram_bytes_max", "--ram-bytes-max")
 @setting("cache.eviction", "--eviction")
+@setting("cache.enable_persistence", "--enable-persistence", help="Keep KV on disk as well.")
+@setting("cache.persistence_dir", "--persistence-dir", help="Shared by a host's replicas.")
+@setting("cache.disk_bytes_max", "--disk-bytes-max", help="Of the folder, all replicas together.")
+@setting("cache.fsync", "--fsync", help="none, interval or always.")
 @setting("cache.cache_generated", "--cache-generated")
 @setting("timed.prefill_tokens_per_s", "--prefill-tokens-per-s")
 @setting("timed.decode_tokens_per_s", "--decode-tokens-per-s")
@@ -50,7 +55,7 @@ def command(**values: object) -> None:
 
 
 def _serve(settings: Settings) -> None:
-    from bul.cache.engine import UltraAdaptiveKVCacheEngine
+    from bul.cli.cache_engine import open_cache_engine
     from bul.cli.events import EventLog
     from bul.inference.runner import BatchingRunner
     from bul.service.app import ReplicaApp
@@ -68,7 +73,7 @@ def _serve(settings: Settings) -> None:
 
     async def load() -> Runner:
         core = await asyncio.to_thread(_make_core, settings, events)
-        engines.append(UltraAdaptiveKVCacheEngine(settings.cache, identity=core.identity))
+        engines.append(await asyncio.to_thread(open_cache_engine, settings, core))
         return BatchingRunner(
             core,
             engines[0],
