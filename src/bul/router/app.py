@@ -21,7 +21,7 @@ from bul.router.client import ClientConnection
 from bul.router.exchange import Exchange
 from bul.router.health import FAILURES_MAX, Prober
 from bul.router.http1 import Request, error_response
-from bul.router.replica import READY, REMOVED, Replica
+from bul.router.replica import IDLE_S, READY, REMOVED, Replica
 from bul.router.route import choose
 
 __all__ = ["Router"]
@@ -231,6 +231,8 @@ class Router:
         while True:
             await asyncio.sleep(SWEEP_S)
             now_s = self.now_s()
+            for replica in self._replicas.values():
+                replica.close_idle_since(now_s - IDLE_S)
             for client in list(self._clients):
                 exchange = client.exchange
                 if exchange is not None and exchange.deadline_s < now_s:

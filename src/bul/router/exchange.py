@@ -24,6 +24,11 @@ __all__ = ["Exchange"]
 
 STALE_MAX = 1
 """Times that a kept connection may turn out closed before a request pays from the budget."""
+STALE_S = 0.05
+STALE_IDLE_S = 0.5
+"""A connection idle for longer than this, that breaks within STALE_S of a request, had been closed
+before that request came: keep-alive timers are seconds, journeys are milliseconds.
+"""
 RETRY_AFTER_S = 1
 
 
@@ -133,14 +138,15 @@ class Exchange:
         if upstream is not None:
             if client.write_paused and upstream.transport is not None:
                 upstream.transport.resume_reading()
+            upstream.since_s = self._router.now_s()
             replica.keep(upstream)
         client.answered(close=by_closing or not self.request.keep_alive)
 
     def upstream_lost(self, upstream: UpstreamConnection, reason: str) -> None:
         """The connection broke, or what came over it is not an answer."""
         replica = upstream.replica
-        if upstream.served and not upstream.got_bytes and self._stale < STALE_MAX:
-            self._stale += 1  # it was closed while our request was on the way: nobody's fault
+        if self._was_stale(upstream):
+            self._stale += 1  # nobody's fault
             self._release(close=True)
             self.dispatch()
             return
@@ -148,6 +154,11 @@ class Exchange:
         self._failed(reason, status=502)
 
     # The rest is its own.
+
+    def _was_stale(self, upstream: UpstreamConnection) -> bool:
+        if upstream.got_bytes or upstream.idled_s < STALE_IDLE_S or self._stale >= STALE_MAX:
+            return False
+        return self._router.now_s() - upstream.since_s < STALE_S
 
     async def _dial(self, replica: Replica) -> None:
         loop = asyncio.get_running_loop()
@@ -173,6 +184,9 @@ class Exchange:
 
     def _begin(self, upstream: UpstreamConnection) -> None:
         self._upstream = upstream
+        now_s = self._router.now_s()
+        upstream.idled_s = now_s - upstream.since_s if upstream.since_s else 0.0
+        upstream.since_s = now_s
         upstream.begin(self, self.request.serialise(upstream.replica.authority))
         if self._client is not None and self._client.write_paused:
             self.pause()

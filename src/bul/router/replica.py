@@ -14,7 +14,7 @@ from bul.errors import ConfigError
 if typing.TYPE_CHECKING:
     from bul.router.upstream import UpstreamConnection
 
-__all__ = ["DOWN", "READY", "REMOVED", "UNKNOWN", "UNREADY", "Replica"]
+__all__ = ["DOWN", "IDLE_S", "READY", "REMOVED", "UNKNOWN", "UNREADY", "Replica"]
 
 UNKNOWN = "unknown"
 READY = "ready"
@@ -23,6 +23,8 @@ DOWN = "down"
 REMOVED = "removed"
 
 IDLE_CONNECTIONS_MAX = 256
+IDLE_S = 4.0
+"""We close idle connections before common servers do (5 s): no request shall meet a closed one."""
 
 
 class Replica:
@@ -82,6 +84,11 @@ class Replica:
             connection.close()
         else:
             self.idle.append(connection)
+
+    def close_idle_since(self, since_s: float) -> None:
+        """Close what has been idle since then or longer; the oldest ones are first."""
+        while self.idle and self.idle[0].since_s <= since_s:
+            self.idle.pop(0).close()
 
     def lost(self, connection: UpstreamConnection) -> None:
         """An idle connection was closed by the replica."""

@@ -30,13 +30,18 @@ _END = b"\r\n\r\n"
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """Carries one exchange at a time; idle in its replica's list between two."""
+    """Carries one exchange at a time; idle in its replica's list between two.
+
+    since_s: when the present exchange, or the idleness after the last one, began.
+    idled_s: how long it was idle before the present exchange.
+    """
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.exchange: Exchange | None = None
         self.transport: asyncio.Transport | None = None
-        self.served = 0
+        self.idled_s = 0.0
+        self.since_s = 0.0
         self.got_bytes = False
         self.status = 0
         self._parser = httptools.HttpResponseParser(self)
@@ -230,7 +235,6 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _end(self, exchange: Exchange) -> None:
         self.exchange = None
-        self.served += 1
         if self._parser_keeps_alive and not exchange.request.http10:
             exchange.ended(self)
         else:
