@@ -15,6 +15,8 @@ call it: `match_prefix`, `set_blocks`, `finish`, `observe_prefill` (the contract
 from __future__ import annotations
 
 import collections
+import contextlib
+import functools
 import logging
 import threading
 import time
@@ -35,6 +37,7 @@ from bul.cache.value_tiers import ValueTiers
 from bul.cache.values import StoredValue, ValueStore, check_key, decode, encode
 from bul.clock import Clock, SystemClock
 from bul.config import KVCacheConfig
+from bul.errors import TierUnavailable
 
 __all__ = ["UltraAdaptiveKVCacheEngine"]
 
@@ -270,6 +273,17 @@ class UltraAdaptiveKVCacheEngine:
             "prefill_tokens_per_s": self._prefill.tokens_per_s or 0.0,
         }
 
+    def presence(self, keys: Sequence[bytes]) -> Mapping[str, Sequence[bool]]:
+        """For each tier whether it has each key. For `explain`: as slow as the slowest tier."""
+        with self._lock:
+            here = {"ram": [key in self._resident.entries for key in keys]}
+        for lane in self._lanes:
+            there = [False] * len(keys)
+            with contextlib.suppress(TierUnavailable):
+                there = lane.call("match", functools.partial(_each, lane.tier, keys))
+            here[lane.tier.name] = there
+        return here
+
     def tick(self) -> None:
         """Expire aged claims and release leaked matches; the housekeeper's work, callable."""
         now_s = self._clock.now_s()
@@ -370,3 +384,8 @@ class UltraAdaptiveKVCacheEngine:
         pause_s = min(HOUSEKEEPING_S, self.config.tier_deadline_s / 4)
         while not self._closed.wait(pause_s):
             self.tick()
+
+
+def _each(tier: Tier, keys: Sequence[bytes]) -> list[bool]:
+    """Whether each key is there, also behind one that is not."""
+    return [tier.match([key]) == 1 for key in keys]
