@@ -106,6 +106,7 @@ async def kill_one_replica_under_load(region: BulProcess) -> Load:
     return load
 
 
+@pytest.mark.slow
 async def test_answers_go_on_when_a_replica_is_killed_and_it_returns(tmp_path: Path) -> None:
     async with region_process(tmp_path) as region:
         load = await kill_one_replica_under_load(region)
@@ -117,15 +118,19 @@ async def test_answers_go_on_when_a_replica_is_killed_and_it_returns(tmp_path: P
 NO_RETRY = {"BUL_ROUTE_RETRY_SHARE": "0", "BUL_ROUTE_RETRIES_AT_LEAST": "0"}
 
 
+@pytest.mark.slow
 async def test_the_control_without_retries_sees_the_kill(tmp_path: Path) -> None:
     async with region_process(tmp_path, environ=NO_RETRY) as region:
         load = await kill_one_replica_under_load(region)
     assert load.failures
 
 
+AT_ONCE = {"BUL_TIMED_TIME_SCALE": "0"}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
-    async with region_process(tmp_path) as region:
+    async with region_process(tmp_path, environ=AT_ONCE) as region:
         await region.wait_for("opening_answered")
         region.send(number)
         assert await region.ended() == 0
