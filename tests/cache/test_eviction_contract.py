@@ -56,7 +56,7 @@ class PolicyMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def hold(self, data: st.DataObject) -> None:
         if self.resident and len(self.holds) < 4:
-            key = data.draw(st.sampled_from(sorted(self.resident)))  # type: ignore[type-var]
+            key = data.draw(st.sampled_from(sorted(self.resident)))  # type: ignore[type-var] # keys are tuples here
             self.policy.hold(key)
             self.holds.append(key)
 
@@ -72,7 +72,7 @@ class PolicyMachine(RuleBasedStateMachine):
         if not path:
             return
         key = path[-1]
-        family = {k for k in self.resident if k[: len(key)] == key}  # type: ignore[index]
+        family = {k for k in self.resident if k[: len(key)] == key}  # type: ignore[index] # keys are tuples here
         assert set(self.policy.remove(key)) == family
         self.resident -= family
         self.holds = [held for held in self.holds if held not in family]
@@ -94,14 +94,14 @@ class PolicyMachine(RuleBasedStateMachine):
         resident = self.resident
         assert len(self.policy) == len(resident)
         assert all(key in self.policy for key in resident)
-        assert all(len(key) == 1 or key[:-1] in resident for key in resident)  # type: ignore[arg-type,index]
+        assert all(len(key) == 1 or key[:-1] in resident for key in resident)  # type: ignore[arg-type,index] # keys are tuples here
         assert set(self.holds) <= resident
 
 
 @pytest.mark.parametrize("name", POLICY_NAMES)
 def test_a_policy_keeps_prefix_closure_capacity_and_holds(name: str) -> None:
     machine = type("Machine", (PolicyMachine,), {"name": name})
-    case = machine.TestCase  # type: ignore[attr-defined]
+    case = machine.TestCase  # type: ignore[attr-defined] # hypothesis adds it
     case.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
     case().runTest()
 
@@ -112,10 +112,10 @@ def test_the_contract_catches_a_policy_that_evicts_held_blocks() -> None:
 
         def start(self, capacity: int, seed: int) -> None:
             super().start(capacity, seed)
-            self.policy.hold = lambda key: None  # type: ignore[method-assign]
-            self.policy.unhold = lambda key: None  # type: ignore[method-assign]
+            self.policy.hold = lambda key: None  # type: ignore[method-assign] # breaking it is the point
+            self.policy.unhold = lambda key: None  # type: ignore[method-assign] # breaking it is the point
 
-    Careless.start = initialize(capacity=st.integers(1, 2), seed=st.just(0))(Careless.start)  # type: ignore[method-assign]
+    Careless.start = initialize(capacity=st.integers(1, 2), seed=st.just(0))(Careless.start)  # type: ignore[method-assign] # breaking it is the point
     case = Careless.TestCase
     case.settings = settings(
         max_examples=200,
