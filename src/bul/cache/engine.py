@@ -33,6 +33,7 @@ from bul.cache.lane import Lane
 from bul.cache.loads import Loads
 from bul.cache.placement import BreakEven, PrefillRate
 from bul.cache.resident import Resident
+from bul.cache.shares import TenantShares
 from bul.cache.value_tiers import ValueTiers
 from bul.cache.values import StoredValue, ValueStore, check_key, decode, encode
 from bul.clock import Clock, SystemClock
@@ -79,6 +80,7 @@ class UltraAdaptiveKVCacheEngine:
             bytes_max=config.ram_bytes_max,
             block_tokens=config.block_tokens,
         )
+        self._shares = TenantShares(self._resident, config.tenant_share_max)
         self._values = ValueStore(int(config.ram_bytes_max * VALUES_SHARE))
         self._prefill = PrefillRate()
         self._lanes = self._make_lanes(tiers)
@@ -248,6 +250,7 @@ class UltraAdaptiveKVCacheEngine:
                 "engine": self._engine_stats(),
                 "ram": {
                     "hit_tokens_total": self._ram_hit_tokens_total,
+                    "over_share_evictions_total": self._shares.trimmed_total,
                     **self._resident.stats(),
                 },
                 "values": self._values.stats(),

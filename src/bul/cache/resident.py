@@ -11,7 +11,7 @@ that is exact in practice; `_squeeze` makes it exact for any mixture.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bul.blocks.prefix import Buffer, RequestFacts
 from bul.cache.eviction.contract import Access, EvictionPolicy
@@ -26,10 +26,20 @@ class Entry:
     """One resident block. `parent` is the key before it, b"" for a chain's first block.
 
     expires_s: on the owner's clock, 0.0 for never. queued: bit i is set once slower tier i has it
-    or has it in its queue.
+    or has it in its queue. children: resident blocks behind it. holds: matches that use it as
+    their deepest block.
     """
 
-    __slots__ = ("expires_s", "parent", "payload", "payload_bytes", "queued", "tenant")
+    __slots__ = (
+        "children",
+        "expires_s",
+        "holds",
+        "parent",
+        "payload",
+        "payload_bytes",
+        "queued",
+        "tenant",
+    )
 
     def __init__(
         self,
@@ -46,12 +56,15 @@ class Entry:
         self.expires_s = expires_s
         self.tenant = tenant
         self.queued = queued
+        self.children = 0
+        self.holds = 0
 
 
 class Resident:
     """Blocks by key. `blocks_max` comes from `max_tokens`; `bytes_max` is shared with values.
 
-    evicted: `None`, or a list that collects what was evicted until its owner empties it.
+    evicted: `None`, or a list that collects what was evicted until its owner empties it. on_use:
+    called with path and tenant after each use.
     """
 
     def __init__(
@@ -64,6 +77,8 @@ class Resident:
         self._reserved_bytes = 0
         self.entries: dict[bytes, Entry] = {}
         self.evicted: list[tuple[bytes, Entry]] | None = None
+        self.tenant_blocks: dict[str, int] = {}
+        self.on_use: Callable[[Sequence[bytes], str], None] | None = None
         self.bytes = 0
         self.evictions_total = 0
         self.refused_total = 0
@@ -83,6 +98,8 @@ class Resident:
         """A request used `path`, all of it resident."""
         if path:
             self._drop(self._policy.access(self._access(path, 0, facts, now_s)))
+            if self.on_use is not None:
+                self.on_use(path, facts.tenant)
 
     def admit(
         self,
@@ -116,10 +133,11 @@ class Resident:
             if old is not None:  # the first one stays, since matches may hold it: equal key, bytes
                 old.expires_s = entry.expires_s
                 continue
-            self.entries[key] = entry
-            self.bytes += entry.payload_bytes
+            self._insert(key, entry)
         self._drop(gone)
         self._squeeze()
+        if self.on_use is not None:
+            self.on_use(path, facts.tenant)
 
     def finish(self, path: Sequence[bytes], output_tokens: int) -> None:
         """Pass the end of a request on to the policy."""
@@ -128,13 +146,25 @@ class Resident:
     def hold(self, key: bytes) -> Entry:
         """`key` must not leave, nor its ancestors; returns the entry to give to `unhold`."""
         self._policy.hold(key)
-        return self.entries[key]
+        entry = self.entries[key]
+        entry.holds += 1
+        return entry
 
     def unhold(self, key: bytes, entry: Entry) -> None:
         """Undo one `hold`. A block that was removed meanwhile, even if it came back, is no more."""
         if self.entries.get(key) is entry:
             self._policy.unhold(key)
+            entry.holds -= 1
             self._squeeze()
+
+    def evict(self, key: bytes) -> int:
+        """Evict a leaf that nobody holds; returns how many blocks left."""
+        entry = self.entries[key]
+        assert not entry.children, "only leaves leave"
+        assert not entry.holds, "what is held stays"
+        gone = self._policy.remove(key)
+        self._drop(gone)
+        return len(gone)
 
     def remove(self, key: bytes) -> int:
         """Take a block and all its descendants out, held or not; returns how many."""
@@ -155,6 +185,11 @@ class Resident:
         self._reserved_bytes = reserved_bytes
         self._fit(())
         self._squeeze()
+
+    @property
+    def capacity_blocks(self) -> int:
+        """How many blocks the policy may keep now."""
+        return self._policy.capacity
 
     def stats(self) -> Mapping[str, float]:
         return {
@@ -209,8 +244,25 @@ class Resident:
             entry = self.entries.pop(key, None)
             if entry is None:
                 continue
-            self.bytes -= entry.payload_bytes
+            self._forget(entry)
             if evicted:
                 self.evictions_total += 1
                 if self.evicted is not None:
                     self.evicted.append((key, entry))
+
+    def _insert(self, key: bytes, entry: Entry) -> None:
+        self.entries[key] = entry
+        self.bytes += entry.payload_bytes
+        self.tenant_blocks[entry.tenant] = self.tenant_blocks.get(entry.tenant, 0) + 1
+        parent = self.entries.get(entry.parent)
+        if parent is not None:
+            parent.children += 1
+
+    def _forget(self, entry: Entry) -> None:
+        self.bytes -= entry.payload_bytes
+        self.tenant_blocks[entry.tenant] -= 1
+        if not self.tenant_blocks[entry.tenant]:
+            del self.tenant_blocks[entry.tenant]
+        parent = self.entries.get(entry.parent)
+        if parent is not None:
+            parent.children -= 1
