@@ -308,3 +308,29 @@ def test_hit_tokens_are_counted(make: MakeEngine) -> None:
     match.release()
     assert engine.stats()["engine"]["asked_tokens_total"] == 8 * BLOCK_TOKENS
     assert engine.stats()["ram"]["hit_tokens_total"] == 3 * BLOCK_TOKENS
+
+
+def test_a_pinned_prefix_stays_until_it_is_unpinned(make: MakeEngine) -> None:
+    engine = make(max_tokens=8 * BLOCK_TOKENS)
+    store(engine, chain(3))
+    assert engine.pin(chain(3))
+    assert engine.pin(chain(3))  # once is enough
+    for number in range(5):
+        store(engine, chain(6, 1000 + 100 * number))
+    assert cached(engine, chain(3)) == 3
+    assert engine.unpin(chain(3)) is True
+    assert engine.unpin(chain(3)) is False
+    for number in range(5):
+        store(engine, chain(8, 2000 + 100 * number))
+    assert cached(engine, chain(3)) == 0
+
+
+def test_at_most_half_of_the_capacity_is_pinned_and_only_what_is_there(make: MakeEngine) -> None:
+    engine = make(max_tokens=8 * BLOCK_TOKENS)
+    store(engine, chain(5))
+    assert not engine.pin(chain(5))
+    assert engine.pin(chain(4))
+    assert not engine.pin(chain(1, 900))
+    assert not engine.pin([])
+    engine.clear_ram()
+    assert engine.stats()["ram"]["pinned_prefixes"] == 0

@@ -51,8 +51,12 @@ class Chaos(RuleBasedStateMachine):
         ram_blocks=st.sampled_from([1, 3, 12]),
         window=st.sampled_from([0, 2, 5]),
         ttl_s=st.sampled_from([0.0, 5.0]),
+        share=st.sampled_from([1.0, 0.4]),
+        eviction=st.sampled_from(["lru", "adaptive"]),
     )
-    def start(self, seed: int, ram_blocks: int, window: int, ttl_s: float) -> None:
+    def start(
+        self, seed: int, ram_blocks: int, window: int, ttl_s: float, share: float, eviction: str
+    ) -> None:
         self.random = random.Random(seed)
         self.clock = ManualClock()
         self.tiers = [
@@ -61,7 +65,8 @@ class Chaos(RuleBasedStateMachine):
         ]
         self.engine = UltraAdaptiveKVCacheEngine(
             KVCacheConfig(
-                eviction="lru",
+                eviction=eviction,
+                tenant_share_max=share,
                 block_tokens=BLOCK_TOKENS,
                 max_tokens=ram_blocks * BLOCK_TOKENS,
                 prefetch_size=window,
@@ -84,8 +89,8 @@ class Chaos(RuleBasedStateMachine):
 
     @rule(branch=st.integers(0, 5), blocks=st.integers(0, 8))
     def ask(self, branch: int, blocks: int) -> None:
-        keys = self.path(branch, blocks)
-        self.matches.append((keys, self.engine.match_prefix(keys, RequestFacts())))
+        keys, facts = self.path(branch, blocks), RequestFacts(tenant=str(branch % 2))
+        self.matches.append((keys, self.engine.match_prefix(keys, facts)))
 
     @rule(pick=st.integers(0, 20), part=st.floats(0, 1))
     def compute(self, pick: int, part: float) -> None:
@@ -107,6 +112,11 @@ class Chaos(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.clock.advance(seconds)
         self.engine.tick()
+
+    @rule(branch=st.integers(0, 5), blocks=st.integers(0, 8))
+    def pin(self, branch: int, blocks: int) -> None:
+        if not self.engine.unpin(self.path(branch, blocks)):
+            self.engine.pin(self.path(branch, blocks))
 
     @rule()
     def forget(self) -> None:

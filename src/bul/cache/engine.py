@@ -27,15 +27,16 @@ from bul.blocks.prefix import Buffer, PrefixMatch, RequestFacts
 from bul.cache.contract import Tier
 from bul.cache.eviction.make import make_policy
 from bul.cache.flights import Flight, Flights
+from bul.cache.general import GeneralValues
 from bul.cache.handle import EngineMatch
 from bul.cache.keeper import Keeper
 from bul.cache.lane import Lane
 from bul.cache.loads import Loads
+from bul.cache.pins import Pins
 from bul.cache.placement import BreakEven, PrefillRate
 from bul.cache.resident import Resident
 from bul.cache.shares import TenantShares
-from bul.cache.value_tiers import ValueTiers
-from bul.cache.values import StoredValue, ValueStore, check_key, decode, encode
+from bul.cache.values import ValueStore
 from bul.clock import Clock, SystemClock
 from bul.config import KVCacheConfig
 from bul.errors import TierUnavailable
@@ -80,6 +81,7 @@ class UltraAdaptiveKVCacheEngine:
             bytes_max=config.ram_bytes_max,
             block_tokens=config.block_tokens,
         )
+        self._pins = Pins(self._resident)
         self._shares = TenantShares(self._resident, config.tenant_share_max)
         self._values = ValueStore(int(config.ram_bytes_max * VALUES_SHARE))
         self._prefill = PrefillRate()
@@ -91,7 +93,15 @@ class UltraAdaptiveKVCacheEngine:
             block_tokens=config.block_tokens,
             clock=self._clock,
         )
-        self._value_tiers = ValueTiers(self._lanes, ttl_s=config.ttl_s, clock=self._clock)
+        self._general = GeneralValues(
+            self._values,
+            self._lanes,
+            self._resident,
+            lock=self._lock,
+            clock=self._clock,
+            ttl_s=config.ttl_s,
+            make_room=self._keeper.demote,
+        )
         self._flights = Flights(
             self._resident,
             claim_age_s_max=config.claim_age_s_max,
@@ -176,6 +186,16 @@ class UltraAdaptiveKVCacheEngine:
         with self._lock:
             self._prefill.observe(tokens, seconds)
 
+    def pin(self, path: Sequence[bytes]) -> bool:
+        """Keep `path` in RAM until `unpin`; False if not all of it is there, or too much is."""
+        with self._lock:
+            return self._pins.pin(path)
+
+    def unpin(self, path: Sequence[bytes]) -> bool:
+        """Undo `pin` of the very same path; whether it was pinned."""
+        with self._lock:
+            return self._pins.unpin(path)
+
     # general values
 
     async def get(self, key: str, default: object = None) -> object:
@@ -184,14 +204,7 @@ class UltraAdaptiveKVCacheEngine:
         Only a `default` of your own tells a kept JSON null from a miss. TypeError for a key that
         is no str, ValueError for one longer than KEY_CHARS_MAX.
         """
-        check_key(key)
-        with self._lock:
-            stored = self._values.get(key, self._clock.now_s())
-        if stored is None and self._lanes:
-            stored = await self._value_tiers.get(key)
-            if stored is not None:
-                self._keep_value(key, stored, replace=False)
-        return default if stored is None else decode(stored)
+        return await self._general.get(key, default)
 
     async def set(self, key: str, value: object) -> bool:
         """Keep `value`; False if it is larger than the budget of values: then no value is kept.
@@ -199,40 +212,22 @@ class UltraAdaptiveKVCacheEngine:
         TypeError for anything but bytes, str, JSON values and NumPy arrays. Other replicas that
         hold an older value in RAM go on serving it until its time is over.
         """
-        check_key(key)
-        now_s = self._clock.now_s()
-        stored = encode(value, expires_s=now_s + self.config.ttl_s if self.config.ttl_s else 0.0)
-        kept = self._keep_value(key, stored, replace=True)
-        if self._lanes and kept:
-            self._value_tiers.set(key, stored)
-        elif self._lanes:
-            await self._value_tiers.delete(key)
-        return kept
+        return await self._general.set(key, value)
 
     async def delete(self, key: str) -> bool:
         """Forget the value of `key`; whether there was one."""
-        check_key(key)
-        with self._lock:
-            deleted = self._values.delete(key)
-            self._resident.reserve(self._values.bytes)
-        return await self._value_tiers.delete(key) or deleted
+        return await self._general.delete(key)
 
     async def clear(self) -> None:
         """Forget all values and all blocks, in every tier. Matches in use keep their buffers."""
         self.clear_ram()
-        await self._value_tiers.clear()
+        await self._general.clear_tiers()
         self.clear_ram()  # what was loaded meanwhile
-
-    def _keep_value(self, key: str, stored: StoredValue, *, replace: bool) -> bool:
-        with self._lock:
-            kept = self._values.set(key, stored, replace=replace)
-            self._resident.reserve(self._values.bytes)
-            self._keeper.demote(self._clock.now_s())
-        return kept
 
     def clear_ram(self) -> None:
         """Forget all values and blocks in RAM; the slower tiers keep theirs."""
         with self._lock:
+            self._pins.clear()
             self._values.clear()
             self._resident.clear()
             self._resident.reserve(0)
@@ -250,6 +245,7 @@ class UltraAdaptiveKVCacheEngine:
                 "engine": self._engine_stats(),
                 "ram": {
                     "hit_tokens_total": self._ram_hit_tokens_total,
+                    "pinned_prefixes": len(self._pins),
                     "over_share_evictions_total": self._shares.trimmed_total,
                     **self._resident.stats(),
                 },
