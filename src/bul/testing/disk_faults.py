@@ -28,6 +28,7 @@ __all__ = ["FAULT_CALLS", "FaultyIO", "LoopDisk", "SlowIO"]
 FAULT_CALLS = (
     "open",
     "pread",
+    "preadv",
     "pwritev",
     "fdatasync",
     "fsync",
@@ -99,6 +100,10 @@ class FaultyIO(DiskIO):
     def pread(self, fd: int, size: int, offset: int) -> bytes:
         self._pass("pread")
         return super().pread(fd, size, offset)
+
+    def preadv(self, fd: int, buffers: Sequence[bytearray], offset: int) -> int:
+        self._pass("preadv")
+        return super().preadv(fd, buffers, offset)
 
     def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
         fault = self._fails("pwritev")
@@ -173,6 +178,11 @@ class SlowIO(DiskIO):
         if size >= self._small_bytes:
             time.sleep(self._seek_s + size / self._bytes_per_s)
         return super().pread(fd, size, offset)
+
+    def preadv(self, fd: int, buffers: Sequence[bytearray], offset: int) -> int:
+        size = sum(len(buffer) for buffer in buffers)
+        time.sleep(self._seek_s + size / self._bytes_per_s)
+        return super().preadv(fd, buffers, offset)
 
 
 _EXT4_IOC_SHUTDOWN = 0x8004587D

@@ -248,15 +248,17 @@ class DiskIndex:
             old = _find(key, base, data)
             if old is not None:
                 return old.position, old
-        numbers = [(_SEQUENCES.unpack(data), base) for base, data in pair]
-        numbers.sort(key=lambda bucket: bucket[0].count(0), reverse=True)
-        for sequences, base in numbers:
-            if 0 in sequences:
-                return base + sequences.index(0) * SLOT_BYTES, None
-        for sequences, base in numbers:
+        (base, first), (other_base, second) = (
+            (base, _SEQUENCES.unpack(data)) for base, data in pair
+        )
+        if second.count(0) > first.count(0):
+            base, other_base, first, second = other_base, base, second, first
+        if 0 in first:
+            return base + first.index(0) * SLOT_BYTES, None
+        for start, sequences in ((base, first), (other_base, second)):
             for slot, sequence in enumerate(sequences):
                 if sequence not in live:
-                    return base + slot * SLOT_BYTES, None
+                    return start + slot * SLOT_BYTES, None
         return None, None
 
     def _least_used(self, key: bytes) -> int:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from bul.blocks.prefix import Buffer
 
-__all__ = ["DIR_MODE", "FILE_MODE", "DiskIO", "Handle"]
+__all__ = ["DIR_MODE", "FILE_MODE", "IOV_MAX", "DiskIO", "Handle"]
 
 DIR_MODE = 0o700
 FILE_MODE = 0o600
-_IOV_MAX = 512
+IOV_MAX = 512
 _LOCK_POLL_S = 0.002
 
 
@@ -60,6 +60,10 @@ class DiskIO:
     def pread(self, fd: int, size: int, offset: int) -> bytes:
         """Up to `size` bytes; fewer only at the end of the file (or above 2 GiB)."""
         return os.pread(fd, size, offset)
+
+    def preadv(self, fd: int, buffers: Sequence[bytearray], offset: int) -> int:
+        """Fill the buffers, at most 512, with one call; may be short at the end of the file."""
+        return os.preadv(fd, buffers, offset)
 
     def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
         """One gathered write of at most 512 buffers; may be short."""
@@ -136,9 +140,14 @@ class DiskIO:
 
     def write_all(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
         """Write everything from `offset`; returns the end. Short writes are continued."""
+        if len(buffers) <= IOV_MAX:
+            done = self.pwritev(fd, buffers, offset)
+            if done == sum(map(len, buffers)):
+                return offset + done
+        # Many buffers, or a short write: again from the start, in pieces.
         rest = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
         while rest:
-            done = self.pwritev(fd, rest[:_IOV_MAX], offset)
+            done = self.pwritev(fd, rest[:IOV_MAX], offset)
             if done <= 0:
                 raise OSError(errno.EIO, "a write made no progress")
             offset += done

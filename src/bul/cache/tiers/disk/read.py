@@ -6,7 +6,9 @@ record that is really damaged is taken back in place and its segment noted as su
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from typing import Final
 
 from bul.blocks.chain import KEY_BYTES
 from bul.blocks.format import (
@@ -19,11 +21,13 @@ from bul.cache.tiers.disk.codec import decode
 from bul.cache.tiers.disk.counters import Counters
 from bul.cache.tiers.disk.folder import Folder
 from bul.cache.tiers.disk.index import DiskIndex, Entry
-from bul.cache.tiers.disk.io import DiskIO
+from bul.cache.tiers.disk.io import IOV_MAX, DiskIO
 from bul.cache.tiers.disk.segments import EXPIRES_S_MAX, SegmentFiles
 from bul.clock import Clock
 
 __all__ = ["Reader", "own_key"]
+
+RUN_BYTES_MAX: Final = 64 << 20
 
 
 class Reader:
@@ -60,6 +64,71 @@ class Reader:
         expired = 0 < entry.expires_s < EXPIRES_S_MAX and entry.expires_s <= self._clock.wall_s()
         return entry.sequence in self._folder.live and not expired
 
+    def get_many(self, keys: Sequence[bytes]) -> list[Buffer | None]:
+        """`get` for each key; records that lie side by side, as those of a prefix do, in one read.
+
+        Each block has a buffer of its own all the same, so that one that is kept does not keep
+        its neighbours' memory. Whatever does not fit falls back to `get`.
+        """
+        found: list[Buffer | None] = []
+        for run in self._runs(keys):
+            payloads = self._read_run(run) if len(run) > 1 else [None]
+            found += [
+                self.get(key) if payload is None else payload
+                for (key, _), payload in zip(run, payloads, strict=True)
+            ]
+        return found
+
+    def _runs(self, keys: Sequence[bytes]) -> Iterator[list[tuple[bytes, Entry | None]]]:
+        """The keys in order, those whose records lie side by side together."""
+        run: list[tuple[bytes, Entry | None]] = []
+        end, size = (0, 0), 0
+        for key in keys:
+            try:
+                entry = self._index.lookup(key)
+            except OSError:
+                entry = None
+            place = (entry.sequence, entry.offset) if entry else None
+            full = len(run) >= IOV_MAX or size >= RUN_BYTES_MAX
+            if run and (place != end or full):
+                yield run
+                run, size = [], 0
+            run.append((key, entry))
+            if entry is not None:
+                end = (entry.sequence, entry.offset + entry.record_bytes)
+                size += entry.record_bytes
+            else:
+                end = (0, 0)
+        if run:
+            yield run
+
+    def _read_run(self, run: Sequence[tuple[bytes, Entry | None]]) -> list[Buffer | None]:
+        """Payloads that are all they should be; `None` for those that `get` must look at."""
+        entries = [entry for _, entry in run if entry is not None]
+        first = entries[0]
+        try:
+            segment = self._files.open(first.sequence)
+            if segment is None or first.sequence not in self._folder.live:
+                return [None] * len(run)
+            buffers = [bytearray(entry.record_bytes) for entry in entries]
+            self._io.preadv(segment.handle.fd, buffers, first.offset)
+            return [
+                self._judge(key, entry, data, segment.seed)
+                for (key, _), entry, data in zip(run, entries, buffers, strict=True)
+            ]
+        except (OSError, MemoryError):
+            return [None] * len(run)
+
+    def _judge(self, key: bytes, entry: Entry, data: bytearray, seed: int) -> Buffer | None:
+        found = sound_payload(data, seed + entry.offset, key, self._identity)
+        if found is None:
+            return None
+        payload, encoding, raw_bytes, expires_wall_ms = found
+        if expires_wall_ms and expires_wall_ms <= self._clock.wall_s() * 1000:
+            return None
+        self._index.touch(entry, self._folder.newest)
+        return decode(encoding, payload, raw_bytes) if encoding else payload
+
     def get(self, key: bytes, *, again: bool = True) -> Buffer | None:
         """One verified payload, or `None`. `again`: it may have moved on while we looked.
 
@@ -89,7 +158,8 @@ class Reader:
                 self._forget(key, entry)
                 return None
             self._index.touch(entry, self._folder.newest)
-        except OSError:
+        except (OSError, MemoryError):
+            # MemoryError: a damaged index may speak of gigabytes.
             self._counters.add("io_errors_total")
             return None
         return decode(encoding, payload, raw_bytes) if encoding else payload

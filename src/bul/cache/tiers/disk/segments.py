@@ -187,13 +187,14 @@ class SegmentWriter:
         offset = self.end
         offsets, buffers, rows = [], [], bytearray()
         for header, payload in records:
+            record_bytes = header.record_bytes
             offsets.append(offset)
             buffers += [encode_record_header(header, self.seed + offset), payload]
-            padding = header.record_bytes - RECORD_HEADER_BYTES - header.stored_bytes
+            padding = record_bytes - RECORD_HEADER_BYTES - header.stored_bytes
             if padding:
                 buffers.append(_ZEROS[:padding])
             rows += toc_row(header, offset)
-            offset += header.record_bytes
+            offset += record_bytes
         self.end = self._io.write_all(self.handle.fd, buffers, self.end)
         self._rows += rows
         return offsets

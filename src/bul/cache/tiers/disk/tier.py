@@ -201,7 +201,7 @@ class DiskTier:
     def get(self, keys: Sequence[bytes]) -> list[Buffer | None]:
         """Verified payloads as read-only views, each over a buffer of its own."""
         self._refuse_if_closed()
-        found = [self._reader.get(own_key(key)) for key in keys]
+        found = self._reader.get_many([own_key(key) for key in keys])
         hits = [len(payload) for payload in found if payload is not None]
         self._counters.add_reads(len(hits), len(found) - len(hits), sum(hits))
         return found
@@ -314,6 +314,8 @@ class DiskTier:
             self._index.touch(entry, self._folder.newest)
             return None
         payload = record.payload
+        if isinstance(payload, memoryview):
+            payload = payload.cast("B")
         encoding, stored = encode(payload, self._compression)
         header = BlockHeader(
             key=key,
