@@ -6,12 +6,17 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from bul.blocks.chain import block_keys, chain_root
 from bul.cli.cache_engine import open_cache_engine
 from bul.config import KVCacheConfig, ServeConfig, Settings, TimedConfig, UpConfig
-from bul.errors import TierUnavailable
+from bul.errors import ConfigError, TierUnavailable
+from bul.inference.embedded import EmbeddedCore
 from bul.inference.timed import TimedCore
+from bul.testing.engines import settled
+from bul.testing.tiny_gguf import write_tiny_gguf
 
 
 @pytest.fixture
@@ -42,3 +47,36 @@ def test_a_folder_that_cannot_be_used_is_one_clear_error(core: TimedCore, tmp_pa
     cache = KVCacheConfig(enable_persistence=True, persistence_dir=str(tmp_path / "file"))
     with pytest.raises(TierUnavailable, match="file"):
         open_cache_engine(dataclasses.replace(Settings(), cache=cache), core)
+
+
+def test_quantised_kv_needs_f16(core: TimedCore) -> None:
+    settings = Settings(cache=KVCacheConfig(quantisation="int8"))
+    with pytest.raises(ConfigError, match="needs f16 KV"):
+        open_cache_engine(settings, core)
+
+
+def test_quantised_kv_has_keys_of_its_own(tmp_path: Path) -> None:
+    model = write_tiny_gguf(tmp_path / "tiny.gguf")
+    serve = ServeConfig(slots=1, context_tokens=256, threads=1)
+    core = EmbeddedCore(model, serve, digests=tmp_path / "digests")
+    before = core.identity.digest()
+    cache = KVCacheConfig(
+        quantisation="int8", enable_persistence=True, persistence_dir=str(tmp_path / "kv")
+    )
+    engine = open_cache_engine(Settings(cache=cache), core)
+    assert core.identity.quantisation == "int8"
+    assert core.identity.digest() != before
+    core.prefill(0, range(5, 69), 0)
+    [block] = core.export_blocks(0, 0, 1)
+    keys = block_keys(chain_root(core.identity.digest(), b""), range(5, 69), 64)
+    engine.set_blocks(keys, 0, [block])
+    assert engine.flush()
+    engine.clear_ram()
+    match = settled(engine.match_prefix(keys))
+    exact, loaded = (
+        np.frombuffer(data, np.float16).astype(float) for data in (block, match.blocks[0])
+    )
+    match.release()
+    assert 0 < np.sqrt(np.mean((exact - loaded) ** 2) / np.mean(exact**2)) < 0.02
+    assert engine.close()
+    core.close()

@@ -1,6 +1,7 @@
 """Wiring of the cache engine: which slower tiers `[cache]` asks for, behind one core's blocks.
 
-Refuses to start half: a folder that cannot be used raises, with a hint, before any request.
+Refuses to start half: a folder that cannot be used raises, with a hint, before any request; and to
+quantise what is not f16 KV.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import typing
 from pathlib import Path
+
+from bul.errors import ConfigError
 
 if typing.TYPE_CHECKING:
     from bul.cache.contract import Tier
@@ -19,17 +22,47 @@ __all__ = ["open_cache_engine"]
 
 
 def open_cache_engine(settings: Settings, core: ModelCore) -> UltraAdaptiveKVCacheEngine:
-    """The engine for `core`'s blocks, with its tiers open. Raises TierUnavailable."""
+    """The engine for `core`'s blocks, with its tiers open. Raises TierUnavailable, ConfigError.
+
+    Call it before a runner is made: with quantised KV it changes `core.identity`, and so all keys.
+    """
     from bul.cache.engine import UltraAdaptiveKVCacheEngine
 
     config = settings.cache
     tiers: list[Tier] = []
+    if config.quantisation != "none":
+        _name_quantisation(core, config.quantisation)
     if config.enable_persistence:
         from bul.cache.tiers.disk.tier import open_disk_tier
 
         folder = config.persistence_dir or str(Path(settings.up.state_dir or ".bul") / "cache")
         config = dataclasses.replace(config, persistence_dir=folder)
-        tiers.append(open_disk_tier(config, core.identity))
+        tiers.append(_quantised(open_disk_tier(config, core.identity), core))
     return UltraAdaptiveKVCacheEngine(
         config, identity=core.identity, tiers=tiers, block_bytes=core.block_bytes
+    )
+
+
+def _name_quantisation(core: ModelCore, quantisation: str) -> None:
+    if core.identity.kv_dtype != "f16":
+        raise ConfigError(
+            f"quantisation of KV needs f16 KV, engine {core.engine_name} has "
+            f"{core.identity.kv_dtype}",
+            hint='set quantisation = "none" in [cache]',
+        )
+    identity = dataclasses.replace(core.identity, quantisation=quantisation)
+    core.identity = identity  # type: ignore[misc]  # a plain attribute of both engines
+
+
+def _quantised(tier: Tier, core: ModelCore) -> Tier:
+    """`tier`, behind the codec that the core's identity names."""
+    identity = core.identity
+    if identity.quantisation == "none":
+        return tier
+    from bul.cache.tiers.quantised import Int8Codec, QuantisedTier
+
+    groups = 2 * identity.layers
+    row_bytes = core.block_bytes // (groups * core.block_tokens)
+    return QuantisedTier(
+        tier, Int8Codec(groups=groups, tokens=core.block_tokens, row_bytes=row_bytes)
     )
