@@ -29,7 +29,7 @@ test: servers lint ## The whole gate, the same that CI runs
 	@$(PYTEST)
 
 check: setup-dev lint ## Format, lint, types, layers, tidy, fast tests: under a minute
-	@$(PYTEST) -q -m "not slow and not nightly"
+	@$(PYTEST) -q -n auto -m "not slow and not nightly"
 
 nightly: servers ## The long runs
 	@$(PYTEST) -m nightly
