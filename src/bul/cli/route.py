@@ -32,6 +32,7 @@ __all__ = ["command", "make_router"]
 @setting("route.probe_timeout_s", "--probe-timeout-s")
 @setting("route.retry_share", "--retry-share", help="Second tries per request, at most.")
 @setting("route.retries_at_least", "--retries-at-least", help="In ten seconds, allowed always.")
+@setting("route.residency_tokens", "--residency-tokens", help="KV that a replica keeps, about.")
 @setting("route.drain_s", "--drain-s", help="For running answers after SIGTERM.")
 @setting("up.log_format", "--log-format")
 def command(**values: object) -> None:

@@ -166,11 +166,12 @@ class RouteConfig:
     response_timeout_s: a replica may be silent for this long. header_, body_ and idle_timeout_s:
     a client's time for a request's head, its body, and between two requests. retry_share: second
     tries per request of the last ten seconds, of which `retries_at_least` are always allowed.
+    residency_tokens: how much KV a replica is believed to keep, by the policy `prefix`.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
-    policy: Literal["round_robin", "least_conn"] = "least_conn"
+    policy: Literal["round_robin", "least_conn", "prefix"] = "prefix"
     replicas: tuple[str, ...] = ()
     connect_timeout_s: float = 1.0
     response_timeout_s: float = 300.0
@@ -182,11 +183,12 @@ class RouteConfig:
     probe_timeout_s: float = 1.0
     retry_share: float = 0.2
     retries_at_least: int = 10
+    residency_tokens: int = 262_144
     drain_s: float = 30.0
 
     def __post_init__(self) -> None:
         _whole("port", self.port, 0, 65535)
-        _one_of("policy", self.policy, ("round_robin", "least_conn"))
+        _one_of("policy", self.policy, ("round_robin", "least_conn", "prefix"))
         _in_range("connect_timeout_s", self.connect_timeout_s, 0.01, 60)
         _in_range("response_timeout_s", self.response_timeout_s, 0.1, 86400)
         _in_range("header_timeout_s", self.header_timeout_s, 0.1, 600)
@@ -197,6 +199,7 @@ class RouteConfig:
         _in_range("probe_timeout_s", self.probe_timeout_s, 0.01, 60)
         _in_range("retry_share", self.retry_share, 0, 1)
         _whole("retries_at_least", self.retries_at_least, 0, 1_000_000)
+        _whole("residency_tokens", self.residency_tokens, 0, 1 << 32)
         _in_range("drain_s", self.drain_s, 0, 3600)
 
 

@@ -21,8 +21,10 @@ from bul.router.client import ClientConnection
 from bul.router.exchange import Exchange
 from bul.router.health import FAILURES_MAX, Prober
 from bul.router.http1 import Request, error_response
+from bul.router.prompt import NO_PROMPT, Prompt, read_prompt
+from bul.router.rates import Rates
 from bul.router.replica import IDLE_S, READY, REMOVED, Replica
-from bul.router.route import choose
+from bul.router.route import choose, choose_prefix
 
 __all__ = ["Router"]
 
@@ -42,8 +44,11 @@ class Router:
     def __init__(self, config: RouteConfig, *, gate: Gate = lambda _headers: True) -> None:
         self.config = config
         self.url = ""
+        self.coarse_s = 0.0
+        """The time, as of the last sweep: deadlines are no finer than that."""
         self.completed = self.cancelled = self.retries = self.refused = 0
         self.broken = self.timeouts = self.invalid = self.slow_clients = self.turned_away = 0
+        self.rates = Rates()
         self._gate = gate
         self._replicas: dict[str, Replica] = {}
         self._probers: dict[str, Prober] = {}
@@ -73,6 +78,7 @@ class Router:
             raise ConfigError(f"cannot listen on {where}: {error.strerror}", hint=hint) from error
         host, port = self._server.sockets[0].getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self.coarse_s = self.now_s()
         self._sweeper = self._loop.create_task(self._sweep())
         self.set_replicas(config.replicas)
         return self.url
@@ -100,7 +106,8 @@ class Router:
         replica. Raises ConfigError for a URL that is none; then nothing has changed.
         """
         wanted = {
-            url.rstrip("/"): self._replicas.get(url.rstrip("/")) or Replica(url, self._changed)
+            url.rstrip("/"): self._replicas.get(url.rstrip("/"))
+            or Replica(url, self._changed, residency_tokens=self.config.residency_tokens)
             for url in urls
         }
         for url in self._replicas.keys() - wanted.keys():
@@ -147,8 +154,9 @@ class Router:
             client.answered(close=not request.keep_alive)
             return
         client.deadline_s = math.inf
-        self._budget.request(self.now_s())
-        exchange = Exchange(self, client, request)
+        self._budget.request(self.coarse_s)
+        prompt = read_prompt(request) if self.config.policy == "prefix" else NO_PROMPT
+        exchange = Exchange(self, client, request, prompt)
         client.exchange = exchange
         exchange.dispatch()
 
@@ -158,10 +166,7 @@ class Router:
         assert self._loop is not None
         return self._loop.time()
 
-    def response_deadline_s(self) -> float:
-        return self.now_s() + self.config.response_timeout_s
-
-    def pick(self, tried: tuple[Replica, ...]) -> Replica | None:
+    def pick(self, prompt: Prompt, tried: tuple[Replica, ...]) -> Replica | None:
         """The replica for the next request; None if none is ready but those in `tried`."""
         candidates: Sequence[Replica] = self._ready
         if tried:
@@ -169,7 +174,18 @@ class Router:
         if not candidates:
             return None
         in_flight = [replica.in_flight for replica in candidates]
-        return candidates[choose(self.config.policy, in_flight, next(self._turn))]
+        turn = next(self._turn)
+        if self.config.policy != "prefix":
+            return candidates[choose(self.config.policy, in_flight, turn)]
+        hints = prompt.hints
+        chosen = choose_prefix(
+            [prompt.tokens_after(replica.residency.matched(hints)) for replica in candidates],
+            in_flight,
+            turn,
+            per_token_ms=self.rates.per_token_ms,
+            per_request_ms=self.rates.per_request_ms,
+        )
+        return candidates[chosen]
 
     def may_retry(self, tried: tuple[Replica, ...]) -> bool:
         """Whether another replica may try; if so, that is taken from the budget."""
@@ -230,7 +246,7 @@ class Router:
         """End what is past its deadline."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            now_s = self.now_s()
+            self.coarse_s = now_s = self.now_s()
             for replica in self._replicas.values():
                 replica.close_idle_since(now_s - IDLE_S)
             for client in list(self._clients):

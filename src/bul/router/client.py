@@ -190,13 +190,13 @@ class ClientConnection(asyncio.Protocol):
             self._set_stage("body", config.body_timeout_s)
         else:
             self._stage = "idle"
-            self.deadline_s = self._router.now_s() + config.idle_timeout_s
+            self.deadline_s = self._router.coarse_s + config.idle_timeout_s
 
     def _set_stage(self, stage: str, seconds: float) -> None:
         """A stage's time runs from its beginning: more bytes do not win more time."""
         if stage != self._stage:
             self._stage = stage
-            self.deadline_s = self._router.now_s() + seconds
+            self.deadline_s = self._router.coarse_s + seconds
 
     def _refuse(self, error: InvalidRequest) -> None:
         """Answer, then drop what still comes for a moment: closing at once would make the kernel
@@ -211,10 +211,10 @@ class ClientConnection(asyncio.Protocol):
         self.write(error_response(error.status, str(error), code, close=True))
         self._transport.write_eof()
         self._transport.resume_reading()
-        self.deadline_s = self._router.now_s() + LINGER_S
+        self.deadline_s = self._router.coarse_s + LINGER_S
 
     def _close(self) -> None:
         self._closing = True
-        self.deadline_s = self._router.now_s() + FLUSH_S
+        self.deadline_s = self._router.coarse_s + FLUSH_S
         if self._transport is not None:
             self._transport.close()

@@ -13,6 +13,7 @@ import typing
 import msgspec
 
 from bul.router.http1 import Request, error_response
+from bul.router.prompt import Prompt
 from bul.router.replica import DOWN, READY, REMOVED, UNREADY, Replica
 from bul.router.upstream import UpstreamConnection
 
@@ -36,10 +37,14 @@ class Exchange:
     """Lives from a request's last byte to its answer's. All methods run in the event loop."""
 
     __slots__ = (
+        "_ahead",
         "_client",
         "_dialling",
+        "_prompt",
         "_router",
+        "_sent_s",
         "_stale",
+        "_to_compute",
         "_tried",
         "_upstream",
         "deadline_s",
@@ -48,11 +53,17 @@ class Exchange:
         "started",
     )
 
-    def __init__(self, router: Router, client: ClientConnection, request: Request) -> None:
+    def __init__(
+        self, router: Router, client: ClientConnection, request: Request, prompt: Prompt
+    ) -> None:
         self.request = request
+        self._prompt = prompt
+        self._to_compute = 0.0
+        self._ahead = 0
+        self._sent_s = 0.0
         self.replica: Replica | None = None
         self.started = False
-        self.deadline_s = router.response_deadline_s()
+        self.deadline_s = router.coarse_s + router.config.response_timeout_s
         self._router = router
         self._client: ClientConnection | None = client
         self._upstream: UpstreamConnection | None = None
@@ -63,11 +74,13 @@ class Exchange:
     def dispatch(self) -> None:
         """Send the request to the replica that the policy picks, or answer 503."""
         router = self._router
-        replica = router.pick(self._tried)
+        replica = router.pick(self._prompt, self._tried)
         if replica is None:
             self._give_up()
             return
         self.replica = replica
+        if self._prompt.hints:
+            self._note(replica)
         replica.in_flight += 1
         replica.requests += 1
         if replica.idle and not self._stale:
@@ -113,12 +126,15 @@ class Exchange:
     def start(self, data: bytes) -> None:
         """The first bytes for the client."""
         self.started = True
-        self.deadline_s = self._router.response_deadline_s()
+        self.deadline_s = self._router.coarse_s + self._router.config.response_timeout_s
+        if self._prompt.hints:
+            waited_ms = (self._router.now_s() - self._sent_s) * 1000
+            self._router.rates.observe(self._to_compute, self._ahead, waited_ms)
         assert self._client is not None
         self._client.write(data)
 
     def write(self, data: bytes) -> None:
-        self.deadline_s = self._router.response_deadline_s()
+        self.deadline_s = self._router.coarse_s + self._router.config.response_timeout_s
         assert self._client is not None
         self._client.write(data)
 
@@ -154,6 +170,13 @@ class Exchange:
         self._failed(reason, status=502)
 
     # The rest is its own.
+
+    def _note(self, replica: Replica) -> None:
+        """Remember what this dispatch leaves to compute, and that the replica will hold it."""
+        self._sent_s = self._router.now_s()
+        self._ahead = replica.in_flight
+        self._to_compute = self._prompt.tokens_after(replica.residency.matched(self._prompt.hints))
+        replica.residency.add(self._prompt.hints)
 
     def _was_stale(self, upstream: UpstreamConnection) -> bool:
         if upstream.got_bytes or upstream.idled_s < STALE_IDLE_S or self._stale >= STALE_MAX:
@@ -205,7 +228,7 @@ class Exchange:
         self._release(close=True)
         self._router.retries += 1
         self._tried = (*self._tried, replica)
-        self.deadline_s = self._router.response_deadline_s()
+        self.deadline_s = self._router.coarse_s + self._router.config.response_timeout_s
         self.dispatch()
 
     def _release(self, *, close: bool) -> None:

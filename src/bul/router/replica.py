@@ -9,7 +9,10 @@ import typing
 import urllib.parse
 from collections.abc import Callable
 
+from bul.blocks.text_chain import CHUNK_BYTES
 from bul.errors import ConfigError
+from bul.router.prompt import BYTES_PER_TOKEN
+from bul.router.residency import Residency
 
 if typing.TYPE_CHECKING:
     from bul.router.upstream import UpstreamConnection
@@ -31,6 +34,7 @@ class Replica:
     """Mutable, one per URL. `in_flight` is counted at dispatch.
 
     on_change: called when the state changed, so that the list of ready ones is made anew.
+    residency_tokens: how much KV it probably keeps.
     """
 
     __slots__ = (
@@ -45,11 +49,14 @@ class Replica:
         "on_change",
         "port",
         "requests",
+        "residency",
         "state",
         "url",
     )
 
-    def __init__(self, url: str, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, url: str, on_change: Callable[[], None], *, residency_tokens: int = 0
+    ) -> None:
         self.url = url.rstrip("/")
         self.host, self.port = _address(self.url)
         shown = f"[{self.host}]" if ":" in self.host else self.host
@@ -63,14 +70,18 @@ class Replica:
         self.failures_in_a_row = 0
         self.ejected_until_s = 0.0
         self.idle: list[UpstreamConnection] = []
+        self.residency = Residency(residency_tokens * BYTES_PER_TOKEN // CHUNK_BYTES)
 
     def set_state(self, state: str) -> None:
-        """Leaving "ready" closes the idle connections: they lead to a process that may be gone."""
+        """One that is down or removed loses its idle connections, which may lead to a process
+        that is gone, and what it was believed to hold.
+        """
         if self.state in (state, REMOVED):
             return
         self.state = state
         if state in (DOWN, REMOVED):
             self.close_idle()
+            self.residency.clear()
         self.on_change()
 
     def close_idle(self) -> None:
