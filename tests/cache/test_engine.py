@@ -334,3 +334,23 @@ def test_at_most_half_of_the_capacity_is_pinned_and_only_what_is_there(make: Mak
     assert not engine.pin([])
     engine.clear_ram()
     assert engine.stats()["ram"]["pinned_prefixes"] == 0
+
+
+def test_the_urgent_do_not_wait_for_the_less_urgent_and_who_waited_goes_with_them(
+    make: MakeEngine,
+) -> None:
+    engine, keys = make(), chain(4)
+    batch, interactive = RequestFacts(priority="batch"), RequestFacts(priority="interactive")
+    first, second = engine.match_prefix(keys, batch), engine.match_prefix(keys, batch)
+    assert not second.settled  # the control: equals wait
+    urgent = engine.match_prefix(keys, interactive)
+    assert urgent.settled
+    late = engine.match_prefix(keys, interactive)
+    assert not late.settled
+    engine.set_blocks(keys, 0, payloads(keys))
+    assert late.settled
+    assert second.settled
+    assert len(second.blocks) == 4
+    for match in (first, second, urgent, late):
+        match.release()
+    assert engine.stats()["engine"]["matches_alive"] == 0

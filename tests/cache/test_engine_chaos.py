@@ -83,13 +83,17 @@ class Chaos(RuleBasedStateMachine):
     def choose(self, method: str) -> Fault:
         return Fault() if method == "close" else self.random.choice(FAULTS)
 
+    def facts(self, branch: int) -> RequestFacts:
+        priority = self.random.choice(["interactive", "batch", "prefetch", "?"])
+        return RequestFacts(tenant=str(branch % 2), priority=priority)
+
     def path(self, branch: int, blocks: int) -> list[bytes]:
         tokens = [0] * 4 + [branch] * (2 * blocks)
         return block_keys(ROOT, tokens, BLOCK_TOKENS)
 
     @rule(branch=st.integers(0, 5), blocks=st.integers(0, 8))
     def ask(self, branch: int, blocks: int) -> None:
-        keys, facts = self.path(branch, blocks), RequestFacts(tenant=str(branch % 2))
+        keys, facts = self.path(branch, blocks), self.facts(branch)
         self.matches.append((keys, self.engine.match_prefix(keys, facts)))
 
     @rule(pick=st.integers(0, 20), part=st.floats(0, 1))

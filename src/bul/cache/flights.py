@@ -21,6 +21,9 @@ from bul.cache.resident import Entry, Resident
 
 __all__ = ["Flight", "Flights"]
 
+RANKS = {"interactive": 0, "batch": 1, "prefetch": 2}
+"""Smaller is more urgent; an unknown class counts as batch."""
+
 
 class Flight:
     """One request's match. Plain data; `Flights` moves it."""
@@ -34,6 +37,7 @@ class Flight:
         "keys",
         "loading",
         "ram_blocks",
+        "rank",
         "renewed_s",
         "settled",
         "started_s",
@@ -46,6 +50,7 @@ class Flight:
     def __init__(self, keys: Sequence[bytes], facts: RequestFacts, now_s: float) -> None:
         self.keys = keys
         self.facts = facts
+        self.rank = RANKS.get(facts.priority, RANKS["batch"])
         self.started_s = now_s
         self.renewed_s = now_s
         self.entries: list[Entry] = []
@@ -116,17 +121,19 @@ class Flights:
             self._settle(flight)
             return
         owner = self._owners.get(keys[len(entries)])
-        if owner is not None and owner is not flight:
+        if owner is not None and owner is not flight and owner.rank <= flight.rank:
             if not flight.waited:
                 flight.waited = True
                 self.waits_total += 1
             owner.waiters.append(flight)
             flight.waits_on = owner
             return
-        self._claim(flight, now_s)
+        displaced = self._claim(flight, now_s)
         flight.loading = self._start_load(flight, now_s)
         if not flight.loading:
             self._settle(flight)
+        for waiter in displaced:
+            self.advance(waiter, {}, now_s)
 
     def landed(self, fresh: Mapping[bytes, Entry], now_s: float) -> None:
         """`fresh` blocks are there: their claims end, and whoever waited for them goes on."""
@@ -186,11 +193,24 @@ class Flights:
         """Who has the claim on `key`."""
         return self._owners.get(key)
 
-    def _claim(self, flight: Flight, now_s: float) -> None:
+    def _claim(self, flight: Flight, now_s: float) -> list[Flight]:
+        """Own the missing keys, also those of a less urgent owner; returns who waited for that.
+
+        An owner may sit in a queue that the more urgent never let it leave, so they do not wait
+        for it, at the price of computing a block twice now and then.
+        """
         flight.renewed_s = now_s
+        displaced: list[Flight] = []
         for key in flight.keys[len(flight.entries) :]:
-            if self._owners.setdefault(key, flight) is flight:
+            owner = self._owners.setdefault(key, flight)
+            if owner.rank > flight.rank:
+                owner.claims.discard(key)
+                displaced += owner.waiters
+                owner.waiters = []
+                owner = self._owners[key] = flight
+            if owner is flight:
                 flight.claims.add(key)
+        return displaced
 
     def _disown(self, flight: Flight, now_s: float) -> None:
         for key in flight.claims:
