@@ -301,13 +301,19 @@ def test_two_hundred_identical_requests_compute_each_block_once(make: MakeEngine
     assert engine.stats()["engine"]["matches_alive"] == 0
 
 
-def test_hit_tokens_are_counted(make: MakeEngine) -> None:
+def test_hit_tokens_are_counted_in_all_and_by_class(make: MakeEngine) -> None:
     engine = make()
     store(engine, chain(3))
-    match = engine.match_prefix(chain(5), RequestFacts(tenant="a"))
+    match = engine.match_prefix(chain(5), RequestFacts(priority="batch"))
     match.release()
     assert engine.stats()["engine"]["asked_tokens_total"] == 8 * BLOCK_TOKENS
+    assert engine.stats()["engine"]["cached_tokens_total"] == 3 * BLOCK_TOKENS
     assert engine.stats()["ram"]["hit_tokens_total"] == 3 * BLOCK_TOKENS
+    assert engine.stats_by_class()["batch"] == {
+        "matches_total": 1,
+        "asked_tokens_total": 5 * BLOCK_TOKENS,
+        "cached_tokens_total": 3 * BLOCK_TOKENS,
+    }
 
 
 def test_a_pinned_prefix_stays_until_it_is_unpinned(make: MakeEngine) -> None:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from bul.blocks.identity import Identity
 from bul.blocks.prefix import Buffer, PrefixMatch, RequestFacts
 from bul.cache.contract import Tier
+from bul.cache.counters import RequestCounters
 from bul.cache.eviction.make import make_policy
 from bul.cache.flights import Flight, Flights
 from bul.cache.general import GeneralValues
@@ -120,10 +121,7 @@ class UltraAdaptiveKVCacheEngine:
         )
         self.leaked: collections.deque[Flight] = collections.deque()
         self._leaks_total = 0
-        self._matches_total = 0
-        self._asked_tokens_total = 0
-        self._cached_tokens_total = 0
-        self._ram_hit_tokens_total = 0
+        self._requests = RequestCounters(config.block_tokens)
         self._set_blocks_total = 0
         self._closed = threading.Event()
         self._housekeeper: threading.Thread | None = None
@@ -143,8 +141,6 @@ class UltraAdaptiveKVCacheEngine:
         now_s = self._clock.now_s()
         with self._lock:
             flight = self._flights.start(keys, facts, now_s)
-            self._matches_total += 1
-            self._asked_tokens_total += len(keys) * self.config.block_tokens
             waits = not flight.settled
         self._call_due()
         if waits:
@@ -244,7 +240,7 @@ class UltraAdaptiveKVCacheEngine:
             parts: dict[str, Mapping[str, float]] = {
                 "engine": self._engine_stats(),
                 "ram": {
-                    "hit_tokens_total": self._ram_hit_tokens_total,
+                    "hit_tokens_total": self._requests.ram_hit_tokens_total,
                     "pinned_prefixes": len(self._pins),
                     "over_share_evictions_total": self._shares.trimmed_total,
                     **self._resident.stats(),
@@ -255,12 +251,15 @@ class UltraAdaptiveKVCacheEngine:
             parts[lane.tier.name] = lane.stats()
         return parts
 
+    def stats_by_class(self) -> Mapping[str, Mapping[str, float]]:
+        """Matches, asked and cached tokens of "interactive", "batch" and "prefetch" requests."""
+        with self._lock:
+            return self._requests.by_class()
+
     def _engine_stats(self) -> Mapping[str, float]:
         flights = self._flights
         return {
-            "matches_total": self._matches_total,
-            "asked_tokens_total": self._asked_tokens_total,
-            "cached_tokens_total": self._cached_tokens_total,
+            **self._requests.totals(),
             "set_blocks_total": self._set_blocks_total,
             "matches_alive": len(flights.alive),
             "matches_waiting": flights.waiting,
@@ -336,9 +335,7 @@ class UltraAdaptiveKVCacheEngine:
         now_s = self._clock.now_s()
         with self._lock:
             if self._flights.release(flight, now_s):
-                block_tokens = self.config.block_tokens
-                self._cached_tokens_total += len(flight.entries) * block_tokens
-                self._ram_hit_tokens_total += flight.ram_blocks * block_tokens
+                self._requests.add(flight)
         self._call_due()
 
     def _call_due(self) -> None:
