@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import click
 
+from bul.cli.cache_explain import explain_command
 from bul.cli.cache_replay import replay_command
 
 __all__ = ["command"]
@@ -17,4 +18,5 @@ def command() -> None:
     """Look into the KV cache."""
 
 
+command.add_command(explain_command)
 command.add_command(replay_command)

@@ -18,7 +18,13 @@ if typing.TYPE_CHECKING:
     from bul.config import Settings
     from bul.inference.contract import ModelCore
 
-__all__ = ["open_cache_engine"]
+__all__ = ["cache_folder", "open_cache_engine"]
+
+
+def cache_folder(settings: Settings) -> Path:
+    """Where the disk tier lies: `persistence_dir`, else in the state folder."""
+    named = settings.cache.persistence_dir
+    return Path(named) if named else Path(settings.up.state_dir or ".bul") / "cache"
 
 
 def open_cache_engine(settings: Settings, core: ModelCore) -> UltraAdaptiveKVCacheEngine:
@@ -35,8 +41,7 @@ def open_cache_engine(settings: Settings, core: ModelCore) -> UltraAdaptiveKVCac
     if config.enable_persistence:
         from bul.cache.tiers.disk.tier import open_disk_tier
 
-        folder = config.persistence_dir or str(Path(settings.up.state_dir or ".bul") / "cache")
-        config = dataclasses.replace(config, persistence_dir=folder)
+        config = dataclasses.replace(config, persistence_dir=str(cache_folder(settings)))
         tiers.append(_quantised(open_disk_tier(config, core.identity), core))
     return UltraAdaptiveKVCacheEngine(
         config, identity=core.identity, tiers=tiers, block_bytes=core.block_bytes

@@ -16,7 +16,7 @@ if typing.TYPE_CHECKING:
     from bul.config import Settings
     from bul.inference.contract import ModelCore, Runner
 
-__all__ = ["command"]
+__all__ = ["command", "make_core"]
 
 
 @click.command(name="serve")
@@ -72,7 +72,7 @@ def _serve(settings: Settings) -> None:
     )
 
     async def load() -> Runner:
-        core = await asyncio.to_thread(_make_core, settings, events)
+        core = await asyncio.to_thread(make_core, settings, events)
         engines.append(await asyncio.to_thread(open_cache_engine, settings, core))
         return BatchingRunner(
             core,
@@ -102,7 +102,7 @@ def _serve(settings: Settings) -> None:
     events.emit("stopped", "stopped")
 
 
-def _make_core(settings: Settings, events: EventLog) -> ModelCore:
+def make_core(settings: Settings, events: EventLog) -> ModelCore:
     """May take seconds: reads or even fetches the model."""
     if settings.serve.engine == "timed":
         from bul.inference.timed import TimedCore
