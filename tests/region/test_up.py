@@ -69,6 +69,47 @@ async def test_it_answers_one_real_prompt_itself_twice(tmp_path: Path) -> None:
     assert said["engine"] == "timed"
 
 
+async def test_on_a_second_start_the_cold_figure_is_cold_and_the_warm_one_from_disk(
+    tmp_path: Path,
+) -> None:
+    said = []
+    for _ in range(2):
+        async with region_process(tmp_path) as region:
+            said.append(await region.wait_for("opening_answered"))
+            region.send(signal.SIGINT)
+            assert await region.ended() == 0
+    assert [first["kept"] for first in said] == [False, True]
+    assert all(one["cached_tokens"] >= 896 for one in said)
+    assert all(one["cached_tokens_cold"] == 0 for one in said)
+
+
+async def test_without_persistence_nothing_is_left_on_disk(tmp_path: Path) -> None:
+    async with region_process(tmp_path, "--no-persistence") as region:
+        assert (await region.wait_for("opening_answered"))["kept"] is False
+    assert sorted(names_in(tmp_path / ".bul")) == ["logs", "up.lock"]
+
+
+async def test_a_cache_folder_that_cannot_be_used_is_said_and_the_region_runs(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / ".bul").mkdir()
+    (tmp_path / ".bul" / "cache").write_text("a file where a folder should be")
+    async with region_process(tmp_path) as region:
+        said = await region.wait_for("persistence_off")
+        assert (await region.wait_for("opening_answered"))["cached_tokens"] >= 896
+    assert "--no-persistence" in said["text"]
+
+
+async def test_persistence_that_was_asked_for_must_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file where a folder should be")
+    asked = ("--persistence", "--persistence-dir", "file")
+    async with region_process(tmp_path, *asked) as region:
+        assert await region.ended() == 1
+        assert "file" in region.errors
+        assert "--persistence-dir" in region.errors
+        assert region.errors.count("\n") == 1
+
+
 class Load:
     """Six clients that ask again and again, each answer taking some 0.6 s of decoding."""
 

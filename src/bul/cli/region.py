@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bul.cli.events import EventLog
+from bul.cli.persistence import persistence
 from bul.cli.route import make_router
 from bul.config import Settings, child_environment
 from bul.errors import ConfigError, DriverError
@@ -96,7 +97,10 @@ class Region:
 
     def _plan(self, folder: Path) -> ChildPlan:
         settings = self._settings
-        changes = {"serve.threads": self._threads(), "up.log_format": "json"}
+        kept = persistence(settings, folder)
+        if kept.problem:
+            self._events.emit("persistence_off", kept.problem)
+        changes = {"serve.threads": self._threads(), "up.log_format": "json"} | kept.changes
         return ChildPlan(
             command=_serve_command,
             environ=child_environment(settings, changes),

@@ -10,6 +10,7 @@ from bul.cli.options import load as load_settings
 from bul.cli.options import setting
 
 if typing.TYPE_CHECKING:
+    from bul.cli.ask import Answer
     from bul.cli.events import EventLog
     from bul.cli.region import Region
     from bul.config import Settings
@@ -36,6 +37,17 @@ def region_settings(command: typing.Callable[..., typing.Any]) -> typing.Callabl
         setting("serve.slots", "--slots", help="Sequences that a replica computes at a time."),
         setting(
             "up.state_dir", "--state-dir", help="The only folder written to; .bul if left out."
+        ),
+        setting(
+            "cache.enable_persistence",
+            "--persistence",
+            help="Keep KV on disk, in one folder for all replicas; on if left out.",
+        ),
+        setting("cache.persistence_dir", "--persistence-dir", help="That folder; STATE/cache."),
+        setting(
+            "cache.disk_bytes_max",
+            "--disk-bytes-max",
+            help="Its size; the smaller of 4 GiB and 10 % of the free space if left out.",
         ),
     ]
     for flag in reversed(flags):
@@ -106,23 +118,15 @@ def _invitation(url: str, settings: Settings) -> str:
 
 async def _opening(region: Region, settings: Settings, events: EventLog) -> None:
     """Ask one replica the same long question twice: computed, then with the cache."""
-    import httpx
-
-    from bul.cli.ask import ask, model_id
-    from bul.cli.conversations import conversations, opening
     from bul.errors import BulError
 
     if settings.keys:
         events.emit("opening_skipped", "API keys are set: no opening prompt without one")
         return
     replica = (await region.driver.replicas())[0]
-    messages = opening(conversations()[0])
     events.emit("opening", f"asking {replica.name} one long question, twice (about 20 s)")
     try:
-        async with httpx.AsyncClient(trust_env=False) as client:
-            model = await model_id(client, replica.url)
-            limits: _Limits = {"model": model, "max_tokens": OPENING_REPLY_TOKENS}
-            cold, warm = [await ask(client, replica.url, messages, **limits) for _ in range(2)]
+        cold, warm, kept = await _cold_and_warm(replica.url)
     except BulError as error:
         # The region goes on: a replica that died meanwhile is the supervisor's business.
         events.emit("opening_failed", f"the opening prompt failed: {error}")
@@ -130,6 +134,7 @@ async def _opening(region: Region, settings: Settings, events: EventLog) -> None
     text = (
         f"time to first token of {cold.prompt_tokens} prompt tokens: {cold.ttft_ms / 1000:.2f} s "
         f"computed, {warm.ttft_ms / 1000:.2f} s with {warm.cached_tokens} of them from the cache"
+        f"{' that an earlier region left on disk' if kept else ''}"
     )
     events.emit(
         "opening_answered",
@@ -138,5 +143,27 @@ async def _opening(region: Region, settings: Settings, events: EventLog) -> None
         ttft_warm_ms=round(warm.ttft_ms, 1),
         prompt_tokens=cold.prompt_tokens,
         cached_tokens=warm.cached_tokens,
+        cached_tokens_cold=cold.cached_tokens,
+        kept=kept,
         engine=settings.serve.engine,
     )
+
+
+async def _cold_and_warm(url: str) -> tuple[Answer, Answer, bool]:
+    """Both answers of one replica, and whether the warm one's KV is from an earlier region.
+
+    The first answer decides: nothing of it cached makes it the cold one. Otherwise it is the warm
+    one, and the cold one is asked for with the cache off. Raises BulError.
+    """
+    import httpx
+
+    from bul.cli.ask import ask, model_id
+    from bul.cli.conversations import conversations, opening
+
+    messages = opening(conversations()[0])
+    async with httpx.AsyncClient(trust_env=False) as client:
+        limits: _Limits = {"model": await model_id(client, url), "max_tokens": OPENING_REPLY_TOKENS}
+        first = await ask(client, url, messages, **limits)
+        kept = first.cached_tokens > 0
+        second = await ask(client, url, messages, use_cache=not kept, **limits)
+    return (second, first, True) if kept else (first, second, False)
