@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from _cache_lmcache import LMCacheCpu, LMCacheDisk
+
 from bul.blocks.prefix import Buffer
 from bul.cache.contract import BlockRecord, Tier
 from bul.cache.tiers.disk import DiskTier
@@ -226,4 +228,6 @@ STORES: dict[str, Callable[..., Store]] = {
     "diskcache": DiskCache,
     "lmdb": Lmdb,
     "valkey": Valkey,
+    "lmcache cpu": LMCacheCpu,
+    "lmcache disk": LMCacheDisk,
 }

@@ -11,11 +11,14 @@ the fastest that a file can be. `raw files` is a file for each block. Checksums 
 `vs_raw_without_checksum` the same with that time taken out. The page cache is warm: a cold read
 adds the same device time to everyone. CPU is user + system of this process (and of the server's).
 
-Optional: `pip install -e .[bench]` for diskcache, lmdb and redis-py. LMCache is an extra that must
-be installed CPU-only, since its dependencies name CUDA builds:
-    pip install torch --index-url <the CPU index of your mirror>
-    pip install --no-deps lmcache && pip install aiofiles msgspec numpy prometheus_client pyyaml \
-        safetensors sortedcontainers transformers cachetools psutil pyzmq
+Optional: `pip install -e .[bench]` for diskcache, lmdb and redis-py. LMCache wants a virtual
+environment of its own, since its dependencies name CUDA builds and older NumPy; CPU-only:
+    python3.11 -m venv lm && lm/bin/pip install --no-deps lmcache==0.5.6
+    lm/bin/pip install torch numba psutil safetensors msgspec aiofiles aiofile blake3 py-cpuinfo \
+        'prometheus_client<0.25' aiohttp pyzmq nvtx transformers cryptography pyyaml requests \
+        cachetools sortedcontainers fastapi uvicorn httptools redis opentelemetry-api \
+        opentelemetry-sdk xxhash lz4 zstandard diskcache lmdb rich prometheus-client
+    PYTHONPATH=src lm/bin/python bench/cache.py --only tiers
 A store that is not there is a row that says so.
 """
 

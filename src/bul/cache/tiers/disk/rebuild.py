@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bul.blocks.format import TOC_DTYPE
 from bul.cache.tiers.disk.folder import Folder
-from bul.cache.tiers.disk.index import SLOT_DTYPE, DiskIndex, build_table, newest_only
+from bul.cache.tiers.disk.index import SLOT_DTYPE, DiskIndex, key_head, newest_only
 from bul.cache.tiers.disk.io import DiskIO
 from bul.cache.tiers.disk.segments import SegmentFiles, read_rows, scanned_rows
 
@@ -25,17 +25,22 @@ __all__ = ["rebuild_index"]
 def rebuild_index(folder: Folder, files: SegmentFiles, index: DiskIndex, io: DiskIO) -> int:
     """Replace the index by what the segments hold; returns the blocks. Under the folder's lock."""
     uses = _old_uses(index)
-    parts = [np.zeros(0, SLOT_DTYPE)]
+    parts = []
     for sequence in sorted(folder.live):
         # A segment that cannot be read is so many misses; the others are worth starting for.
         with contextlib.suppress(OSError):
             parts.append(_slots(_rows(files, io, sequence), sequence))
-    slots = np.concatenate(parts)
-    del parts
+    slots = np.zeros(sum(map(len, parts)), SLOT_DTYPE)
+    end = len(slots)
+    while parts:  # from the back, so that each part is freed as soon as it is copied
+        part = parts.pop()
+        slots[end - len(part) : end] = part
+        end -= len(part)
     slots = newest_only(slots)
     _restore_uses(slots, uses, folder.newest)
+    del uses
     with index.locked():
-        index.replace(build_table(slots))
+        index.replace(slots)
     return len(slots)
 
 
@@ -60,7 +65,7 @@ def _old_uses(index: DiskIndex) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.
     heads, uses = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
     if index.open():
         for chunk in index.chunks():
-            heads.append(np.ascontiguousarray(chunk["key"]).view("<u8").reshape(-1, 4)[:, 0])
+            heads.append(key_head(chunk, 0).copy())
             uses.append(chunk["last_use"].copy())
     head, use = np.concatenate(heads), np.concatenate(uses)
     order = np.argsort(head)
@@ -75,7 +80,7 @@ def _restore_uses(
     head, use = uses
     if not len(head) or not len(slots):
         return
-    mine = np.ascontiguousarray(slots["key"]).view("<u8").reshape(-1, 4)[:, 0]
+    mine = key_head(slots, 0)
     at = np.minimum(np.searchsorted(head, mine), len(head) - 1)
     known = (head[at] == mine) & (use[at] <= newest)
     slots["last_use"][known] = np.maximum(slots["last_use"][known], use[at][known])

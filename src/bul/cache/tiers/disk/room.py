@@ -39,6 +39,7 @@ from bul.cache.tiers.disk.segments import (
     Segment,
     SegmentFiles,
     SegmentWriter,
+    read_footer,
     read_rows,
     scanned_rows,
     seal,
@@ -264,7 +265,7 @@ class RoomMaker:
         segment = self._files.open(sequence)
         if segment is None:
             return
-        if read_rows(self._io, segment) is None:
+        if read_footer(self._io, segment) is None:
             handle = self._io.open(self._files.path(sequence), os.O_RDWR)
             try:
                 if not self._io.try_lock(handle.fd):

@@ -26,7 +26,6 @@ import numpy as np
 from bul.blocks.chain import KEY_BYTES
 from bul.blocks.format import (
     BlockHeader,
-    payload_checksum,
 )
 from bul.blocks.identity import Identity
 from bul.blocks.prefix import Buffer
@@ -324,7 +323,7 @@ class DiskTier:
             tokens=record.tokens,
             stored_bytes=len(stored),
             raw_bytes=len(payload),
-            checksum=payload_checksum(stored),
+            checksum=b"",  # summed when it is written
             encoding=encoding,
             expires_wall_ms=int(record.expires_wall_s * 1000),
         )
