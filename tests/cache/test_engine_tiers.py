@@ -227,6 +227,26 @@ def test_a_tier_that_comes_back_is_used_again(make: MakeEngine, clock: ManualClo
     assert cached(engine, chain(4)) == 4
 
 
+def test_calls_past_their_deadline_open_the_breaker_even_if_they_end_well(
+    make: MakeEngine, clock: ManualClock
+) -> None:
+    tier = FaultyTier(filled(chain(3), make), lambda name: Fault(hang=name == "get"))
+    engine = make(tier, prefetch_size=1)
+    match = engine.match_prefix(chain(3))
+    for _ in range(3):  # three windows hang at the same time
+        assert tier.hanging.acquire(timeout=WAIT_S)
+    clock.advance(2.0)
+    engine.tick()
+    match.release()
+    tier.unhang()
+    while engine.stats()["memory"]["calls_overdue"]:
+        threading.Event().wait(0.001)
+    assert engine.stats()["memory"]["read_breaker_open"] == 1
+    assert cached(engine, chain(3)) == 0
+    clock.advance(1.0)
+    assert cached(engine, chain(3)) == 3
+
+
 def test_three_failures_in_a_row_shut_a_tier_off_until_its_pause_is_over(
     make: MakeEngine, clock: ManualClock
 ) -> None:
