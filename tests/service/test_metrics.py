@@ -37,7 +37,7 @@ async def test_metrics_parse_and_count_what_happened(client: httpx.AsyncClient) 
     assert found["bul_time_to_first_token_seconds_count"] == 2
     assert found["bul_inter_token_latency_seconds_count"] == 4
     assert found["bul_request_duration_seconds_count"] == 2
-    assert found["bul_cache_blocks ram"] == 3
+    assert found["bul_cache_tier_blocks ram"] == 3
     assert found["bul_slots"] == 4
     assert found["bul_ready"] == 1
 

@@ -13,7 +13,7 @@ from bul.cli.options import setting
 if typing.TYPE_CHECKING:
     from bul.cache.engine import UltraAdaptiveKVCacheEngine
     from bul.cli.events import EventLog
-    from bul.config import Settings
+    from bul.config import KVCacheConfig, Settings
     from bul.inference.contract import ModelCore, Runner
 
 __all__ = ["command", "make_core"]
@@ -68,7 +68,8 @@ def _serve(settings: Settings) -> None:
     app = ReplicaApp(
         config,
         keys=settings.keys,
-        cache_stats=lambda: engines[0].stats() if engines else {},
+        cache=lambda: engines[0] if engines else None,
+        identities=lambda: _stored_identities(engines[0].config) if engines else [],
     )
 
     async def load() -> Runner:
@@ -100,6 +101,14 @@ def _serve(settings: Settings) -> None:
         for engine in engines:
             engine.close()
     events.emit("stopped", "stopped")
+
+
+def _stored_identities(config: KVCacheConfig) -> list[dict[str, object]]:
+    from pathlib import Path
+
+    from bul.cache.tiers.disk.identities import stored_identities
+
+    return stored_identities(Path(config.persistence_dir)) if config.enable_persistence else []
 
 
 def make_core(settings: Settings, events: EventLog) -> ModelCore:

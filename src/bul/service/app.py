@@ -14,7 +14,7 @@ import logging
 import secrets
 import traceback
 import urllib.parse
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,12 +25,13 @@ from bul.config import ServeConfig
 from bul.errors import BulError, EngineClosed, InvalidRequest
 from bul.inference.contract import Runner
 from bul.metrics import exposition
-from bul.metrics.exposition import ServiceMetrics
+from bul.metrics.exposition import CacheFigures, ServiceMetrics
 from bul.metrics.process import CpuMeter, memory_utilization
 from bul.metrics.snapshot import Finished, Gauges, Window, scaling_metrics
 from bul.service import replies
 from bul.service.asgi import ASGIReceive, ASGISend, ClientGone, Exchange, Message
 from bul.service.auth import Gate, tenant_salt
+from bul.service.cache_pages import CacheView, Explainer, explain_job, stats_body
 from bul.service.generation import Generation, requests_of
 from bul.service.health import Health
 from bul.service.openai import BODY_BYTES_MAX, Job, parse_chat, parse_completion
@@ -51,8 +52,9 @@ Handler = Callable[[Exchange, str, str], Awaitable[None]]
 class ReplicaApp:
     """Call it with (scope, receive, send). One event loop; not thread-safe.
 
-    keys: name -> SHA-256 of the key, empty for none. cache_stats: tier -> name -> value.
-    `connections` tells how many are open; the server sets it.
+    keys: name -> SHA-256 of the key, empty for none. cache: None until there is one. identities:
+    the fields of those that the slower tiers hold blocks of. `connections` tells how many are
+    open; the server sets it.
     """
 
     def __init__(
@@ -60,14 +62,17 @@ class ReplicaApp:
         config: ServeConfig,
         *,
         keys: Mapping[str, str] | None = None,
-        cache_stats: Callable[[], Mapping[str, Mapping[str, float]]] = dict,
+        cache: Callable[[], CacheView | None] = lambda: None,
+        identities: Callable[[], Sequence[Mapping[str, object]]] = list,
         clock: Clock | None = None,
     ) -> None:
         self._config = config
         self._gate = Gate(dict(keys or {}))
         self._clock = clock or SystemClock()
         self._health = Health(stuck_after_s=config.stuck_after_s, clock=self._clock)
-        self._metrics = ServiceMetrics(gauges=self._gauges, tiers=cache_stats)
+        self._cache = cache
+        self._identities = identities
+        self._metrics = ServiceMetrics(gauges=self._gauges, cache=self._cache_figures)
         self._window = Window(started_s=self._clock.now_s())
         self._cpu = CpuMeter()
         self._tokenizers = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="bul-tokenize")
@@ -78,6 +83,8 @@ class ReplicaApp:
             b"/ready": ("GET", self._get_ready),
             b"/metrics": ("GET", self._get_metrics),
             b"/signals": ("GET", self._get_signals),
+            b"/cache/stats": ("GET", self._get_cache_stats),
+            b"/cache/explain": ("POST", self._post_cache_explain),
             b"/v1/models": ("GET", self._get_models),
             b"/v1/completions": ("POST", self._post_completion),
             b"/v1/chat/completions": ("POST", self._post_chat),
@@ -171,6 +178,28 @@ class ReplicaApp:
         body = scaling_metrics(self._window, gauges, self._clock.now_s())
         await exchange.respond(200, msgspec.json.encode(body))
 
+    async def _get_cache_stats(self, exchange: Exchange, tenant: str, _: str) -> None:
+        self._only_totals(tenant)
+        await exchange.respond(200, stats_body(self._cache()))
+
+    async def _post_cache_explain(self, exchange: Exchange, tenant: str, _: str) -> None:
+        runner, cache = self._runner(), self._cache()
+        if cache is None:
+            raise InvalidRequest("this replica has no cache", code="not_found", status=404)
+        body = await exchange.body(BODY_BYTES_MAX)
+        job = explain_job(body, context_tokens=runner.core.context_tokens)
+        if job.model != runner.core.model_id:
+            raise _no_such_model(job.model)
+        [tokens] = await self._tokenize(runner, job)
+        explainer = Explainer(cache=cache, core=runner.core, identities=self._identities)
+        shown = await asyncio.to_thread(
+            explainer.explain,
+            tokens,
+            self._salt(tenant),
+            identities=self._gate.may_see_totals(tenant),
+        )
+        await exchange.respond(200, shown)
+
     def _only_totals(self, tenant: str) -> None:
         if not self._gate.may_see_totals(tenant):
             raise InvalidRequest(
@@ -241,7 +270,8 @@ class ReplicaApp:
                 await generation.answer_whole(exchange)
             whole = True
         finally:
-            self._count(generation, started_s, whole=whole, failed=not (whole or exchange.gone))
+            failed = not (whole or exchange.gone)
+            self._count(generation, tenant, started_s, whole=whole, failed=failed)
 
     async def _tokenize(self, runner: Runner, job: Job) -> list[list[int]]:
         if text_chars(job) <= INLINE_TEXT_MAX:
@@ -260,7 +290,13 @@ class ReplicaApp:
         return self._health.runner
 
     def _count(
-        self, generation: Generation, started_s: float, *, whole: bool, failed: bool
+        self,
+        generation: Generation,
+        tenant: str,
+        started_s: float,
+        *,
+        whole: bool,
+        failed: bool,
     ) -> None:
         """What was generated counts in any case; only a whole answer has a latency."""
         now_s = self._clock.now_s()
@@ -270,12 +306,16 @@ class ReplicaApp:
             "output_tokens": generation.output_tokens,
         }
         latency_s = now_s - started_s if whole else None
-        self._metrics.generated(latency_s, **counts)
+        self._metrics.generated(latency_s, self._gate.class_of(tenant), **counts)
         self._window.add(
             Finished(
                 at_s=now_s, failed=failed, latency_s=latency_s, ttft_s=generation.ttft_s, **counts
             )
         )
+
+    def _cache_figures(self) -> CacheFigures:
+        cache = self._cache()
+        return ({}, {}) if cache is None else (cache.stats(), cache.stats_by_class())
 
     def _gauges(self) -> dict[str, float]:
         found: dict[str, float] = {"ready": float(self._health.ready()[0])}

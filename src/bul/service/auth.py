@@ -12,6 +12,7 @@ import hmac
 import ipaddress
 import secrets
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from bul.errors import ConfigError
 
@@ -19,6 +20,8 @@ __all__ = ["OPERATOR", "Gate", "check_bind", "hash_key", "make_key", "tenant_sal
 
 OPERATOR = "operator"
 """The key with this name may read /metrics and /signals, which add up all tenants."""
+
+TenantClass = Literal["anonymous", "keyed", "operator"]
 
 KEY_CHARS_MAX = 512
 KEY_PREFIX = "bul-"
@@ -68,6 +71,12 @@ class Gate:
             if hmac.compare_digest(digest, known):
                 found = name
         return found
+
+    def class_of(self, tenant: str) -> TenantClass:
+        """The class under which a tenant's figures are counted: never its name."""
+        if self.open:
+            return "anonymous"
+        return "operator" if tenant == OPERATOR else "keyed"
 
     def may_see_totals(self, tenant: str) -> bool:
         """Whether this tenant may read figures that add up all tenants: the operator, or a sole

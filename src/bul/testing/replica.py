@@ -66,7 +66,7 @@ async def running_replica(
     runner = BatchingRunner(
         core, cache, waiting_max=serve.waiting_max, request_deadline_s=serve.request_deadline_s
     )
-    app = ReplicaApp(serve, keys=keys, cache_stats=cache.stats)
+    app = ReplicaApp(serve, keys=keys, cache=lambda: cache)
     server = ReplicaServer(app, bind(serve, keys or {}))
     await server.start()
     app.attach(runner)
