@@ -85,6 +85,21 @@ async def test_a_value_survives_a_restart_on_disk(make: MakeEngine, tmp_path: Pa
     assert await third.get("numbers") is None
 
 
+async def test_the_guides_config_alone_is_enough_to_persist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = KVCacheConfig(
+        max_tokens=8192, enable_prefetch=True, prefetch_size=16, enable_persistence=True
+    )
+    first = UltraAdaptiveKVCacheEngine(config)
+    await first.set("key", "value")
+    assert first.close()
+    second = UltraAdaptiveKVCacheEngine(config)
+    assert await second.get("key") == "value"
+    assert second.close()
+
+
 async def test_the_last_of_many_writes_wins(make: MakeEngine) -> None:
     tier = MemoryTier()
     engine = make(tier)

@@ -26,6 +26,7 @@ from bul.blocks.identity import Identity
 from bul.blocks.prefix import Buffer, PrefixMatch, RequestFacts
 from bul.cache.contract import Tier
 from bul.cache.counters import RequestCounters
+from bul.cache.default_tiers import default_tiers
 from bul.cache.eviction.make import make_policy
 from bul.cache.flights import Flight, Flights
 from bul.cache.general import GeneralValues
@@ -58,7 +59,8 @@ class UltraAdaptiveKVCacheEngine:
     """A `PrefixCache`, and the guide's `await engine.get(key)` / `set(key, value)`.
 
     identity: of the model whose blocks these are; keys already contain it, `explain` compares it.
-    tiers: slower tiers, fastest first; the engine closes them. block_bytes: size of every block of
+    tiers: slower tiers, fastest first; the engine closes them; `None` opens those that the config
+    asks for (TierUnavailable if it cannot). block_bytes: size of every block of
     this model, 0 if unknown; a tier that gives another size has failed.
     """
 
@@ -67,7 +69,7 @@ class UltraAdaptiveKVCacheEngine:
         config: KVCacheConfig | None = None,
         *,
         identity: Identity | bytes | None = None,
-        tiers: Sequence[Tier] = (),
+        tiers: Sequence[Tier] | None = None,
         block_bytes: int = 0,
         clock: Clock | None = None,
     ) -> None:
@@ -86,6 +88,8 @@ class UltraAdaptiveKVCacheEngine:
         self._shares = TenantShares(self._resident, config.tenant_share_max)
         self._values = ValueStore(int(config.ram_bytes_max * VALUES_SHARE))
         self._prefill = PrefillRate()
+        if tiers is None:
+            tiers = default_tiers(config, identity, self._clock)
         self._lanes = self._make_lanes(tiers)
         self._keeper = Keeper(
             self._resident,

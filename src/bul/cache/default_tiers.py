@@ -1,0 +1,35 @@
+"""The slower tiers that a config asks for, for who makes an engine with nothing but a config.
+
+It refuses to start half: a folder that cannot be used raises TierUnavailable with a hint. The
+command line passes its tiers itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from bul.blocks.identity import Identity
+from bul.cache.contract import Tier
+from bul.clock import Clock
+from bul.config import KVCacheConfig
+
+__all__ = ["FOLDER_DEFAULT", "default_tiers"]
+
+FOLDER_DEFAULT = ".bul/cache"
+"""In the working directory, where `bul up` keeps its state too."""
+
+NO_IDENTITY = bytes(32)
+"""The namespace of an engine that was told no model: general values alone."""
+
+
+def default_tiers(
+    config: KVCacheConfig, identity: Identity | bytes | None, clock: Clock
+) -> tuple[Tier, ...]:
+    """The disk tier if `enable_persistence`, else nothing."""
+    if not config.enable_persistence:
+        return ()
+    from bul.cache.tiers.disk.tier import open_disk_tier  # noqa: PLC0415 - lmdb only if wanted
+
+    folder = config.persistence_dir or FOLDER_DEFAULT
+    config = dataclasses.replace(config, persistence_dir=folder)
+    return (open_disk_tier(config, identity or NO_IDENTITY, clock=clock),)
