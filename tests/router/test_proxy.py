@@ -266,7 +266,14 @@ async def test_the_replicas_page_and_the_metrics_add_up(net: RouterNet) -> None:
     await net.ask(router, post())
     _, _, body = await net.ask(router, b"GET /replicas HTTP/1.1\r\nHost: bul\r\n\r\n")
     assert json.loads(body)["replicas"] == [
-        {"url": upstream.url, "state": "ready", "in_flight": 0, "requests": 1, "failures": 0}
+        {
+            "url": upstream.url,
+            "state": "ready",
+            "in_flight": 0,
+            "limit": 256,
+            "requests": 1,
+            "failures": 0,
+        }
     ]
     metrics = (await net.ask(router, b"GET /metrics HTTP/1.1\r\nHost: bul\r\n\r\n"))[2].decode()
     assert "bul_router_completed_total 1\n" in metrics

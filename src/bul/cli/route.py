@@ -33,6 +33,10 @@ __all__ = ["command", "make_router"]
 @setting("route.retry_share", "--retry-share", help="Second tries per request, at most.")
 @setting("route.retries_at_least", "--retries-at-least", help="In ten seconds, allowed always.")
 @setting("route.residency_tokens", "--residency-tokens", help="KV that a replica keeps, about.")
+@setting("route.in_flight_max", "--in-flight-max", help="Of one replica; adapts below it.")
+@setting("route.first_byte_target_s", "--first-byte-target-s", help="Later is overload; 0: off.")
+@setting("route.queue_max", "--queue-max", help="Requests that may wait for room.")
+@setting("route.queue_deadline_s", "--queue-deadline-s", help="Then they get 429.")
 @setting("route.drain_s", "--drain-s", help="For running answers after SIGTERM.")
 @setting("up.log_format", "--log-format")
 def command(**values: object) -> None:

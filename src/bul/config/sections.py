@@ -167,6 +167,9 @@ class RouteConfig:
     a client's time for a request's head, its body, and between two requests. retry_share: second
     tries per request of the last ten seconds, of which `retries_at_least` are always allowed.
     residency_tokens: how much KV a replica is believed to keep, by the policy `prefix`.
+    in_flight_max: requests under way at one replica, at most; a 429, or a first byte later than
+    first_byte_target_s (0: no target), lowers that replica's limit until its answers are good
+    again. queue_max, queue_deadline_s: requests that wait for room, and for how long.
     """
 
     host: str = "127.0.0.1"
@@ -184,6 +187,10 @@ class RouteConfig:
     retry_share: float = 0.2
     retries_at_least: int = 10
     residency_tokens: int = 262_144
+    in_flight_max: int = 256
+    first_byte_target_s: float = 0.0
+    queue_max: int = 1024
+    queue_deadline_s: float = 10.0
     drain_s: float = 30.0
 
     def __post_init__(self) -> None:
@@ -200,6 +207,10 @@ class RouteConfig:
         _in_range("retry_share", self.retry_share, 0, 1)
         _whole("retries_at_least", self.retries_at_least, 0, 1_000_000)
         _whole("residency_tokens", self.residency_tokens, 0, 1 << 32)
+        _whole("in_flight_max", self.in_flight_max, 1, 1_000_000)
+        _in_range("first_byte_target_s", self.first_byte_target_s, 0, 3600)
+        _whole("queue_max", self.queue_max, 0, 1_000_000)
+        _in_range("queue_deadline_s", self.queue_deadline_s, 0.05, 3600)
         _in_range("drain_s", self.drain_s, 0, 3600)
 
 

@@ -25,6 +25,7 @@ from bul.router.prompt import NO_PROMPT, Prompt, read_prompt
 from bul.router.rates import Rates
 from bul.router.replica import IDLE_S, READY, REMOVED, Replica
 from bul.router.route import choose, choose_prefix
+from bul.router.waiting import WaitingLine
 
 __all__ = ["Router"]
 
@@ -49,10 +50,12 @@ class Router:
         self.completed = self.cancelled = self.retries = self.refused = 0
         self.broken = self.timeouts = self.invalid = self.slow_clients = self.turned_away = 0
         self.rates = Rates()
+        self.waiting = WaitingLine(config.queue_max, config.queue_deadline_s)
         self._gate = gate
         self._replicas: dict[str, Replica] = {}
         self._probers: dict[str, Prober] = {}
         self._ready: tuple[Replica, ...] = ()
+        self.queued = self.shed = 0
         self._turn = itertools.count()
         self._budget = RetryBudget(share=config.retry_share, at_least=config.retries_at_least)
         self._clients: dict[ClientConnection, None] = {}
@@ -107,7 +110,12 @@ class Router:
         """
         wanted = {
             url.rstrip("/"): self._replicas.get(url.rstrip("/"))
-            or Replica(url, self._changed, residency_tokens=self.config.residency_tokens)
+            or Replica(
+                url,
+                self._changed,
+                residency_tokens=self.config.residency_tokens,
+                in_flight_max=self.config.in_flight_max,
+            )
             for url in urls
         }
         for url in self._replicas.keys() - wanted.keys():
@@ -167,10 +175,14 @@ class Router:
         return self._loop.time()
 
     def pick(self, prompt: Prompt, tried: tuple[Replica, ...]) -> Replica | None:
-        """The replica for the next request; None if none is ready but those in `tried`."""
-        candidates: Sequence[Replica] = self._ready
-        if tried:
-            candidates = [replica for replica in candidates if replica not in tried]
+        """The replica for the next request; None if none but those in `tried` is ready and has
+        room.
+        """
+        candidates = [
+            replica
+            for replica in self._ready
+            if replica.in_flight < replica.limit.now and replica not in tried
+        ]
         if not candidates:
             return None
         in_flight = [replica.in_flight for replica in candidates]
@@ -193,6 +205,11 @@ class Router:
             return False
         return self._budget.take(self.now_s())
 
+    def freed(self) -> None:
+        """A replica may have room again: whoever waits is served, in the loop's next turn."""
+        if self.waiting and self._loop is not None:
+            self._loop.call_soon(self._serve_waiting)
+
     def failed(self, replica: Replica) -> None:
         """A request failed on this replica; three in a row eject it."""
         replica.failures += 1
@@ -213,6 +230,13 @@ class Router:
 
     def _changed(self) -> None:
         self._ready = tuple(r for r in self._replicas.values() if r.state == READY)
+        self.freed()
+
+    def _serve_waiting(self) -> None:
+        for _ in range(len(self.waiting)):
+            if not any(replica.in_flight < replica.limit.now for replica in self._ready):
+                return
+            self.waiting.next().dispatch()
 
     def _start_prober(self, replica: Replica) -> Prober:
         prober = Prober(

@@ -40,6 +40,7 @@ class Exchange:
         "_ahead",
         "_client",
         "_dialling",
+        "_in_line",
         "_prompt",
         "_router",
         "_sent_s",
@@ -61,6 +62,7 @@ class Exchange:
         self._to_compute = 0.0
         self._ahead = 0
         self._sent_s = 0.0
+        self._in_line = False
         self.replica: Replica | None = None
         self.started = False
         self.deadline_s = router.coarse_s + router.config.response_timeout_s
@@ -72,13 +74,20 @@ class Exchange:
         self._stale = 0
 
     def dispatch(self) -> None:
-        """Send the request to the replica that the policy picks, or answer 503."""
+        """Send the request to the replica that the policy picks; wait in line if none has room,
+        answer 503 if none is ready.
+        """
         router = self._router
+        if self._in_line:
+            self._in_line = False
+            self.deadline_s = router.coarse_s + router.config.response_timeout_s
         replica = router.pick(self._prompt, self._tried)
         if replica is None:
-            self._give_up()
+            self._wait_or_give_up()
             return
         self.replica = replica
+        self._sent_s = router.now_s()
+        self._ahead = replica.in_flight
         if self._prompt.hints:
             self._note(replica)
         replica.in_flight += 1
@@ -91,11 +100,15 @@ class Exchange:
     def cancel(self) -> None:
         """The client has gone: so does the connection to the replica, which then stops too."""
         self._client = None
+        self._leave_line()
         self._release(close=True)
         self._router.cancelled += 1
 
     def expire(self) -> None:
-        """Nothing came for too long."""
+        """Nothing came for too long, neither room nor an answer."""
+        if self._in_line:
+            self._shed()
+            return
         self._router.timeouts += 1
         if self.replica is not None:
             self._router.failed(self.replica)
@@ -113,11 +126,13 @@ class Exchange:
     # What the upstream connection calls.
 
     def refused_by(self, upstream: UpstreamConnection) -> bool:
-        """Whether a 503 is not passed on, because another replica may take the request."""
+        """Whether a 503 or 429 is not passed on, because another replica may take the request."""
         replica = upstream.replica
-        if upstream.status != 503 or not self._router.may_retry((*self._tried, replica)):
+        if upstream.status == 429:
+            replica.limit.overloaded(replica.in_flight)
+        if upstream.status not in (429, 503) or not self._router.may_retry((*self._tried, replica)):
             return False
-        if replica.state == READY:
+        if upstream.status == 503 and replica.state == READY:
             replica.set_state(UNREADY)  # the next probe knows better
             self._router.probe_soon(replica)
         self._retry(replica)
@@ -127,9 +142,7 @@ class Exchange:
         """The first bytes for the client."""
         self.started = True
         self.deadline_s = self._router.coarse_s + self._router.config.response_timeout_s
-        if self._prompt.hints:
-            waited_ms = (self._router.now_s() - self._sent_s) * 1000
-            self._router.rates.observe(self._to_compute, self._ahead, waited_ms)
+        self._learn()
         assert self._client is not None
         self._client.write(data)
 
@@ -173,10 +186,21 @@ class Exchange:
 
     def _note(self, replica: Replica) -> None:
         """Remember what this dispatch leaves to compute, and that the replica will hold it."""
-        self._sent_s = self._router.now_s()
-        self._ahead = replica.in_flight
         self._to_compute = self._prompt.tokens_after(replica.residency.matched(self._prompt.hints))
         replica.residency.add(self._prompt.hints)
+
+    def _learn(self) -> None:
+        """The first byte is here: what that says about rates and about the replica's limit."""
+        replica, router = self.replica, self._router
+        assert replica is not None
+        waited_s = router.now_s() - self._sent_s
+        if self._prompt.hints:
+            router.rates.observe(self._to_compute, self._ahead, waited_s * 1000)
+        target_s = router.config.first_byte_target_s
+        if target_s and waited_s > target_s:
+            replica.limit.overloaded(replica.in_flight)
+        elif self._upstream is not None and self._upstream.status != 429:
+            replica.limit.good(replica.in_flight)
 
     def _was_stale(self, upstream: UpstreamConnection) -> bool:
         if upstream.got_bytes or upstream.idled_s < STALE_IDLE_S or self._stale >= STALE_MAX:
@@ -236,12 +260,36 @@ class Exchange:
         if self.replica is not None:
             self.replica.in_flight -= 1
             self.replica = None
+            self._router.freed()
         if self._dialling is not None:
             self._dialling.cancel()
             self._dialling = None
         upstream, self._upstream = self._upstream, None
         if close and upstream is not None:
             upstream.close()
+
+    def _wait_or_give_up(self) -> None:
+        router = self._router
+        if all(replica in self._tried for replica in router.ready):
+            self._give_up()
+        elif router.waiting.join(self):
+            self._in_line = True
+            router.queued += 1
+            self.deadline_s = router.coarse_s + router.waiting.deadline_s
+        else:
+            self._shed()
+
+    def _leave_line(self) -> None:
+        if self._in_line:
+            self._in_line = False
+            self._router.waiting.leave(self)
+
+    def _shed(self) -> None:
+        self._leave_line()
+        self._router.shed += 1
+        retry_after_s = self._router.waiting.retry_after_s()
+        message = "all replicas are busy; try again later"
+        self._answer(429, message, "overloaded", retry_after_s=retry_after_s)
 
     def _give_up(self) -> None:
         self._router.refused += 1

@@ -25,6 +25,8 @@ _COUNTERS = {
     "cancelled": "Requests whose client left first.",
     "retries": "Second tries on another replica.",
     "refused": "Requests for which no replica was ready.",
+    "queued": "Requests that waited for a replica to have room.",
+    "shed": "Requests turned away because none had room in time.",
     "broken": "Answers that broke off after their first byte.",
     "timeouts": "Answers for which nothing came in time.",
     "invalid": "Requests that could not be read.",
@@ -57,6 +59,7 @@ def _replicas(router: Router) -> dict[str, object]:
                 "url": replica.url,
                 "state": replica.state,
                 "in_flight": replica.in_flight,
+                "limit": int(replica.limit.now),
                 "requests": replica.requests,
                 "failures": replica.failures,
             }
@@ -71,11 +74,14 @@ def _metrics(router: Router) -> str:
         full = f"bul_router_{name}_total"
         lines += [f"# HELP {full} {what}", f"# TYPE {full} counter"]
         lines.append(f"{full} {getattr(router, name)}")
+    lines += ["# HELP bul_router_waiting Requests in line.", "# TYPE bul_router_waiting gauge"]
+    lines.append(f"bul_router_waiting {len(router.waiting)}")
     lines += ["# HELP bul_router_clients Open connections.", "# TYPE bul_router_clients gauge"]
     lines.append(f"bul_router_clients {router.clients}")
     for name, kind in (
         ("ready", "gauge"),
         ("in_flight", "gauge"),
+        ("limit", "gauge"),
         ("requests_total", "counter"),
         ("failures_total", "counter"),
     ):
@@ -90,5 +96,7 @@ def _metrics(router: Router) -> str:
 def _figure(name: str, replica: typing.Any) -> int:
     if name == "ready":
         return int(replica.state == "ready")
+    if name == "limit":
+        return int(replica.limit.now)
     value: int = getattr(replica, name.removesuffix("_total"))
     return value

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from bul.blocks.text_chain import CHUNK_BYTES
 from bul.errors import ConfigError
+from bul.router.limit import ConcurrencyLimit
 from bul.router.prompt import BYTES_PER_TOKEN
 from bul.router.residency import Residency
 
@@ -34,7 +35,7 @@ class Replica:
     """Mutable, one per URL. `in_flight` is counted at dispatch.
 
     on_change: called when the state changed, so that the list of ready ones is made anew.
-    residency_tokens: how much KV it probably keeps.
+    residency_tokens: how much KV it probably keeps. in_flight_max: where its limit begins.
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class Replica:
         "host",
         "idle",
         "in_flight",
+        "limit",
         "on_change",
         "port",
         "requests",
@@ -55,7 +57,12 @@ class Replica:
     )
 
     def __init__(
-        self, url: str, on_change: Callable[[], None], *, residency_tokens: int = 0
+        self,
+        url: str,
+        on_change: Callable[[], None],
+        *,
+        residency_tokens: int = 0,
+        in_flight_max: int = 256,
     ) -> None:
         self.url = url.rstrip("/")
         self.host, self.port = _address(self.url)
@@ -65,6 +72,7 @@ class Replica:
         self.state = UNKNOWN
         self.on_change = on_change
         self.in_flight = 0
+        self.limit = ConcurrencyLimit(in_flight_max)
         self.requests = 0
         self.failures = 0
         self.failures_in_a_row = 0
