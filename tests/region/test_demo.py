@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bul.cli.conversations import conversations
-from bul.cli.demo_report import Report, Turn, to_json
+from bul.cli.demo_report import Report, Restart, Turn, to_json
 from bul.testing.region_process import FREE_PORTS, bul_process
 
 KEYS = {
@@ -63,6 +63,18 @@ def test_one_different_text_makes_the_report_say_so() -> None:
     assert not report(turn(), turn(identical=False)).identical
 
 
+def test_after_a_restart_the_headline_is_what_was_measured_after_it() -> None:
+    again = turn(after_restart=True, ttft_cold_ms=800.0, ttft_warm_ms=80.0)
+    restart = Restart(replicas_killed=2, back_s=1.5, disk_hit_tokens=896)
+    both = dataclasses.replace(report(turn(), again), restart=restart)
+    document = json.loads(to_json(both))
+    assert (document["ttft_cold_ms_p50"], document["ttft_warm_ms_p50"]) == (800.0, 80.0)
+    assert document["turns_shared_900"] == 1
+    assert document["restart"]["warm_over_cold"] == 0.1
+    assert document["before_restart"]["ttft_cold_ms_p50"] == 1000.0
+    assert not dataclasses.replace(both, turns=(turn(identical=False), again)).identical
+
+
 def test_without_shared_turns_there_is_no_figure() -> None:
     document = json.loads(to_json(report(turn(shared_tokens=0))))
     assert document["ttft_cold_ms_p50"] is None
@@ -77,10 +89,12 @@ AT_ONCE = FREE_PORTS | {"BUL_TIMED_TIME_SCALE": "0"}
 """The timed engine does not wait: what it says is tested here, not how long it takes."""
 
 
-async def demo(folder: Path, *flags: str) -> dict[str, object]:
-    async with bul_process(["demo", "--json", *flags], folder, AT_ONCE) as process:
+async def demo(folder: Path, *flags: str, environ: dict[str, str] | None = None) -> dict[str, Any]:
+    changes = AT_ONCE | (environ or {})
+    async with bul_process(["demo", "--json", *flags], folder, changes) as process:
         code = await process.ended(280)
         assert code == 0, process.errors
+        document: dict[str, Any]
         (document,) = process.events
     return document
 
@@ -94,6 +108,39 @@ async def test_the_demo_on_the_timed_engine_has_every_key(tmp_path: Path) -> Non
     assert document["turns_shared_900"] == 6
 
 
+ALWAYS_LOAD = {"BUL_CACHE_BREAK_EVEN": "false"}
+"""An engine that computes in no time never gains by loading."""
+
+
+async def test_after_a_restart_of_every_replica_kv_comes_from_disk(tmp_path: Path) -> None:
+    document = await demo(tmp_path, "--restart", "--engine", "timed", environ=ALWAYS_LOAD)
+    assert set(document) >= KEYS
+    assert document["identical"] is True
+    assert document["turns_shared_900"] == 3
+    assert document["restart"]["replicas_killed"] == 2
+    again = [row for row in document["rows"] if row["after_restart"]]
+    assert all(row["cached_tokens"] >= 896 for row in again)
+    assert document["restart"]["disk_hit_tokens"] == sum(row["cached_tokens"] for row in again)
+
+
+async def test_a_restart_without_persistence_is_refused(tmp_path: Path) -> None:
+    arguments = ["demo", "--restart", "--no-persistence", "--engine", "timed"]
+    async with bul_process(arguments, tmp_path, AT_ONCE) as process:
+        assert await process.ended() == 2
+        assert "--no-persistence" in process.errors
+
+
+@pytest.mark.slow
+async def test_after_a_restart_the_real_model_continues_from_disk_with_the_same_text(
+    tmp_path: Path,
+) -> None:
+    document = await demo(tmp_path, "--restart", "--conversations", "1", "--replicas", "1")
+    assert document["identical"] is True
+    assert document["turns_shared_900"] == 1
+    assert document["restart"]["disk_hit_tokens"] >= 896
+    assert document["ttft_warm_ms_p50"] < document["ttft_cold_ms_p50"]
+
+
 @pytest.mark.slow
 async def test_the_demo_on_the_real_model_gives_the_same_text_from_the_cache(
     tmp_path: Path,
@@ -102,6 +149,5 @@ async def test_the_demo_on_the_real_model_gives_the_same_text_from_the_cache(
     assert document["identical"] is True
     assert document["turns_shared_900"] == 2
     rows = document["rows"]
-    assert isinstance(rows, list)
     assert all(row["cached_tokens"] >= 896 for row in rows[1:])
     assert all(row["ttft_warm_ms"] < row["ttft_cold_ms"] for row in rows[1:])

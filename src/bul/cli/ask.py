@@ -14,7 +14,7 @@ import msgspec
 
 from bul.errors import BulError
 
-__all__ = ["Answer", "ask", "model_id"]
+__all__ = ["Answer", "Message", "ask", "cache_stats", "model_id"]
 
 TIMEOUT_S = 240.0
 CONNECT_TIMEOUT_S = 5.0
@@ -61,6 +61,10 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
+class _Stats(msgspec.Struct):
+    parts: dict[str, dict[str, float]]
+
+
 async def model_id(client: httpx.AsyncClient, url: str) -> str:
     """The first model served at the base `url`. Raises BulError."""
     try:
@@ -68,6 +72,15 @@ async def model_id(client: httpx.AsyncClient, url: str) -> str:
         return msgspec.json.decode(response.content, type=_Models).data[0].id
     except (httpx.HTTPError, msgspec.MsgspecError, IndexError) as error:
         raise BulError(f"{url} does not say which model it has: {error}") from error
+
+
+async def cache_stats(client: httpx.AsyncClient, url: str) -> dict[str, dict[str, float]]:
+    """The figures of each part of the cache of the replica at `url`. Raises BulError."""
+    try:
+        response = await client.get(f"{url}/cache/stats", timeout=CONNECT_TIMEOUT_S)
+        return msgspec.json.decode(response.content, type=_Stats).parts
+    except (httpx.HTTPError, msgspec.MsgspecError) as error:
+        raise BulError(f"{url} does not show its cache: {error}") from error
 
 
 async def ask(

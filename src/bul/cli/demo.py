@@ -12,6 +12,7 @@ from bul.cli.up import region_settings
 if typing.TYPE_CHECKING:
     from bul.cli.demo_report import Report
     from bul.cli.events import EventLog
+    from bul.cli.region import Region
     from bul.config import Settings
 
 __all__ = ["command"]
@@ -29,15 +30,24 @@ DEADLINE_S = 600.0
     show_default=True,
     help="How many of the three to play.",
 )
+@click.option(
+    "--restart",
+    is_flag=True,
+    help="Then kill -9 every replica and ask again: KV comes from disk.",
+)
 @click.pass_context
 def command(
-    context: click.Context, /, *, as_json: bool, conversations: int, **values: object
+    context: click.Context, /, *, as_json: bool, conversations: int, restart: bool, **values: object
 ) -> None:
     """Play three real conversations of three turns, each turn with the cache on and off.
 
     Takes 2 to 4 minutes on 2 cores. Exit code 1 if any text differs from the one without cache.
 
+    With --restart the figures are those after the restart; "before_restart" has the others.
+
     Example: bul demo --json
+
+    Example: bul demo --restart
     """
     import asyncio
     import sys
@@ -48,9 +58,11 @@ def command(
     from bul.cli.events import EventLog
 
     settings = load_settings(values)
+    if restart:
+        settings = _with_persistence(settings)
     events = EventLog("text", sys.stderr)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
-        report = loop.run(_demo(settings, events, conversations))
+        report = loop.run(_demo(settings, events, conversations, restart=restart))
     if report is None:
         raise click.exceptions.Abort
     if as_json:
@@ -60,11 +72,26 @@ def command(
     context.exit(0 if report.identical else 1)
 
 
-async def _demo(settings: Settings, events: EventLog, count: int) -> Report | None:
+def _with_persistence(settings: Settings) -> Settings:
+    """Asked for now: without a disk tier there is nothing to show. Raises ConfigError."""
+    import dataclasses
+
+    from bul.errors import ConfigError
+
+    key = "cache.enable_persistence"
+    if settings.origin(key) != "default" and not settings.cache.enable_persistence:
+        raise ConfigError(f"--restart shows KV on disk, but {settings.origin(key)} switches it off")
+    cache = dataclasses.replace(settings.cache, enable_persistence=True)
+    origins = {**settings.origins, key: "--restart"}
+    return dataclasses.replace(settings, cache=cache, origins=origins)
+
+
+async def _demo(
+    settings: Settings, events: EventLog, count: int, *, restart: bool
+) -> Report | None:
     """The report, or None when somebody asked to stop. Raises BulError."""
     import asyncio
 
-    from bul.cli.demo_play import play
     from bul.cli.region import Region
     from bul.cli.signals import StopSignals
     from bul.cli.state_folder import state_folder
@@ -78,9 +105,9 @@ async def _demo(settings: Settings, events: EventLog, count: int) -> Report | No
 
     async def run(region: Region) -> None:
         await region.start()
-        replicas = await region.wait_ready()
+        await region.wait_ready()
         async with asyncio.timeout(DEADLINE_S):
-            reports.append(await play([replica.url for replica in replicas], settings, count))
+            reports.append(await _play(region, settings, count, restart=restart))
 
     with state_folder(settings.up.state_dir) as folder:
         ensure_model(settings, events)
@@ -93,3 +120,26 @@ async def _demo(settings: Settings, events: EventLog, count: int) -> Report | No
             finally:
                 await region.close()
     return reports[0] if reports else None
+
+
+async def _play(region: Region, settings: Settings, count: int, *, restart: bool) -> Report:
+    import time
+
+    from bul.cli.demo_play import play
+    from bul.cli.demo_report import Report
+    from bul.cli.demo_restart import restart as kill_and_ask_again
+
+    start_s = time.monotonic()
+    played = await play([replica.url for replica in await region.driver.replicas()], count)
+    facts, turns = None, played.turns
+    if restart:
+        facts, again = await kill_and_ask_again(region, played)
+        turns += again
+    return Report(
+        engine=settings.serve.engine,
+        model=played.model,
+        conversations=len(played.last),
+        turns=turns,
+        seconds=time.monotonic() - start_s,
+        restart=facts,
+    )

@@ -1,25 +1,28 @@
 """What `bul demo` says: one row per turn, and the figures of the turns that share 900 tokens.
 
-Refuses to compare different turns: cold and warm are medians over the same ones.
+Refuses to compare different turns: cold and warm are medians over the same ones. After a restart
+the headline is what was measured after it; what was measured before has keys of its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Sequence
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["SHARED_TOKENS_MIN", "Report", "Turn", "print_table", "to_json"]
+__all__ = ["SHARED_TOKENS_MIN", "Report", "Restart", "Turn", "print_table", "to_json"]
 
 SHARED_TOKENS_MIN = 900
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
-    """shared_tokens: of the previous turn's prompt, all of which this prompt begins with.
+    """shared_tokens: of the previous turn's prompt, all of which this prompt begins with; after a
+    restart, of this very prompt, which was asked before it.
 
     cached_tokens: how many of them came from the cache. ttft_*_ms: with and without the cache.
     """
@@ -32,6 +35,18 @@ class Turn:
     ttft_cold_ms: float
     ttft_warm_ms: float
     identical: bool
+    after_restart: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Restart:
+    """Every replica was killed. back_s: until all took requests again. disk_hit_tokens: loaded
+    from disk since, by all of them.
+    """
+
+    replicas_killed: int
+    back_s: float
+    disk_hit_tokens: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +58,7 @@ class Report:
     conversations: int
     turns: tuple[Turn, ...]
     seconds: float
+    restart: Restart | None = None
 
     @property
     def identical(self) -> bool:
@@ -50,16 +66,33 @@ class Report:
 
     @property
     def shared(self) -> tuple[Turn, ...]:
-        """The turns that share enough to be compared."""
-        return tuple(turn for turn in self.turns if turn.shared_tokens >= SHARED_TOKENS_MIN)
+        """The turns that share enough to be compared; after a restart, those after it."""
+        return self._shared(after_restart=self.restart is not None)
+
+    @property
+    def shared_before(self) -> tuple[Turn, ...]:
+        """Those before the restart."""
+        return self._shared(after_restart=False)
+
+    def _shared(self, *, after_restart: bool) -> tuple[Turn, ...]:
+        turns = (turn for turn in self.turns if turn.after_restart == after_restart)
+        return tuple(turn for turn in turns if turn.shared_tokens >= SHARED_TOKENS_MIN)
 
     @property
     def ttft_cold_ms_p50(self) -> float | None:
-        return _median([turn.ttft_cold_ms for turn in self.shared])
+        return cold_p50(self.shared)
 
     @property
     def ttft_warm_ms_p50(self) -> float | None:
-        return _median([turn.ttft_warm_ms for turn in self.shared])
+        return warm_p50(self.shared)
+
+
+def cold_p50(turns: Sequence[Turn]) -> float | None:
+    return _median([turn.ttft_cold_ms for turn in turns])
+
+
+def warm_p50(turns: Sequence[Turn]) -> float | None:
+    return _median([turn.ttft_warm_ms for turn in turns])
 
 
 def _median(values: list[float]) -> float | None:
@@ -86,7 +119,23 @@ def to_json(report: Report) -> bytes:
         "seconds": round(report.seconds, 1),
         "rows": rows,
     }
-    return msgspec.json.encode(document)
+    return msgspec.json.encode(document | _restart_keys(report))
+
+
+def _restart_keys(report: Report) -> dict[str, object]:
+    if report.restart is None:
+        return {}
+    cold, warm = report.ttft_cold_ms_p50, report.ttft_warm_ms_p50
+    ratio = None if cold is None or warm is None else round(warm / cold, 4)
+    before = report.shared_before
+    return {
+        "restart": dataclasses.asdict(report.restart) | {"warm_over_cold": ratio},
+        "before_restart": {
+            "ttft_cold_ms_p50": cold_p50(before),
+            "ttft_warm_ms_p50": warm_p50(before),
+            "turns_shared_900": len(before),
+        },
+    }
 
 
 def print_table(report: Report) -> None:
@@ -99,7 +148,7 @@ def print_table(report: Report) -> None:
     for turn in report.turns:
         table.add_row(
             turn.conversation,
-            str(turn.turn),
+            f"{turn.turn} again" if turn.after_restart else str(turn.turn),
             str(turn.prompt_tokens),
             str(turn.cached_tokens),
             f"{turn.ttft_cold_ms / 1000:.2f} s",
@@ -116,8 +165,15 @@ def _summary(report: Report) -> str:
     cold, warm = report.ttft_cold_ms_p50, report.ttft_warm_ms_p50
     if cold is None or warm is None:
         return f"{same}; no turn shared {SHARED_TOKENS_MIN} tokens with the one before"
+    killed = ""
+    if report.restart is not None:
+        restart = report.restart
+        killed = (
+            f"after kill -9 of {restart.replicas_killed} replicas (back in {restart.back_s:.1f} s) "
+            f"{restart.disk_hit_tokens} tokens came from disk; "
+        )
     return (
-        f"{same}; {len(report.shared)} turns share {SHARED_TOKENS_MIN} tokens or more: "
+        f"{same}; {killed}{len(report.shared)} turns share {SHARED_TOKENS_MIN} tokens or more: "
         f"median TTFT {cold / 1000:.2f} s without the cache, {warm / 1000:.2f} s with it "
         f"({warm / cold:.2f} x)"
     )

@@ -13,7 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bul.cli.control import Control
 from bul.cli.events import EventLog
+from bul.cli.operations import Operations
 from bul.cli.persistence import persistence
 from bul.cli.route import make_router
 from bul.config import Settings, child_environment
@@ -29,6 +31,8 @@ READY_S = 180.0
 ROUTER_POLL_S = 0.01
 ROUTER_DRAIN_S = 1.0
 """For answers that the replicas have finished and the clients not yet read."""
+ADMIT_S = 10.0
+"""From a replica's own "ready" to the router's."""
 STOP_MARGIN_S = 5.0
 """From the end of a replica's own drain to SIGKILL."""
 
@@ -50,6 +54,7 @@ class Region:
             replicas_max=settings.up.replicas_max,
             notify=self._on_child,
         )
+        self._control = Control(folder, Operations(self).handlers)
 
     @property
     def url(self) -> str:
@@ -57,11 +62,18 @@ class Region:
         assert self._router is not None, "start the region first"
         return self._router.url
 
+    @property
+    def urls_used(self) -> frozenset[str]:
+        """Of the replicas that the router sends to."""
+        assert self._router is not None, "start the region first"
+        return frozenset(replica.url for replica in self._router.ready)
+
     async def start(self) -> None:
         """Listen and start the replicas; returns before they are ready.
 
         Raises ConfigError (a port that was asked for is taken), DriverError.
         """
+        await self._control.start()
         await self._start_router()
         self._events.emit("router_listening", f"router listens on {self.url}", url=self.url)
         await self.driver.scale_to(self._settings.up.replicas)
@@ -81,8 +93,21 @@ class Region:
         except TimeoutError:
             raise DriverError(f"the replicas were not ready within {READY_S:.0f} s") from None
 
+    async def crash(self) -> int:
+        """SIGKILL to every replica, as when the machine loses them all; how many.
+
+        Returns once all of them are gone; `wait_ready` then waits for their next lives.
+        """
+        before = self.driver.pids
+        self.driver.kill()
+        while before.items() & self.driver.pids.items():
+            self._changed.clear()
+            await self._changed.wait()
+        return len(before)
+
     async def close(self) -> None:
         """Drain the replicas, then stop listening. No process is left."""
+        await self._control.stop()
         await self.driver.close()
         if self._router is not None:
             await self._router.stop(drain_s=ROUTER_DRAIN_S)
@@ -120,6 +145,15 @@ class Region:
         assert self._router is not None
         while len(self._router.ready) < replicas:  # noqa: ASYNC110 - probes have no event to wait for
             await asyncio.sleep(ROUTER_POLL_S)
+
+    async def wait_admitted(self, url: str) -> None:
+        """Until the router sends to this replica. Raises DriverError after ADMIT_S."""
+        try:
+            async with asyncio.timeout(ADMIT_S):
+                while url not in self.urls_used:  # noqa: ASYNC110 - probes have no event
+                    await asyncio.sleep(ROUTER_POLL_S)
+        except TimeoutError:
+            raise DriverError(f"the router has not found {url} ready in {ADMIT_S:.0f} s") from None
 
     async def _start_router(self) -> None:
         settings, port = self._settings, self._settings.route.port

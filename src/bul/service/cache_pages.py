@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -81,5 +81,10 @@ def stats_body(cache: CacheView | None) -> bytes:
     """JSON: "parts" by name (engine, values, then the tiers, fastest first), and "classes"."""
     if cache is None:
         return msgspec.json.encode({"parts": {}, "classes": {}})
-    document: dict[str, Any] = {"parts": cache.stats(), "classes": cache.stats_by_class()}
-    return msgspec.json.encode(document)
+    parts, classes = _numbers(cache.stats()), _numbers(cache.stats_by_class())
+    return msgspec.json.encode({"parts": parts, "classes": classes})
+
+
+def _numbers(parts: Parts) -> Parts:
+    """Breakers say True and False; a reader of figures wants numbers."""
+    return {part: {name: +value for name, value in now.items()} for part, now in parts.items()}

@@ -1,0 +1,54 @@
+"""`bul demo --restart`: every replica is killed, and what was asked before is asked again.
+
+Refuses to flatter: replicas swap their conversations, so that nothing but the disk can have what
+they are asked for; and nothing is waited for but the writes that were already queued.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import httpx
+
+from bul.cli.ask import cache_stats
+from bul.cli.demo_play import Played, play_again
+from bul.cli.demo_report import Restart, Turn
+from bul.cli.region import Region
+
+__all__ = ["restart"]
+
+WRITTEN_S = 10.0
+WRITTEN_POLL_S = 0.05
+
+
+async def restart(region: Region, played: Played) -> tuple[Restart, tuple[Turn, ...]]:
+    """Kill, wait for their return, ask again. Raises BulError."""
+    before = await region.driver.replicas()
+    await _written([replica.url for replica in before])
+    start_s = time.monotonic()
+    killed = await region.crash()
+    replicas = await region.wait_ready()
+    back_s = time.monotonic() - start_s
+    urls = [replica.url for replica in replicas]
+    turns = await play_again([*urls[1:], *urls[:1]], played)
+    loaded = [stats["disk"]["hit_tokens_total"] for stats in await _stats(urls)]
+    facts = Restart(
+        replicas_killed=killed, back_s=round(back_s, 2), disk_hit_tokens=int(sum(loaded))
+    )
+    return facts, turns
+
+
+async def _written(urls: Sequence[str]) -> None:
+    """Until the replicas have written what they had queued, or for `WRITTEN_S`."""
+    deadline_s = time.monotonic() + WRITTEN_S
+    while time.monotonic() < deadline_s:
+        if not any(stats["disk"]["queue_bytes"] for stats in await _stats(urls)):
+            return
+        await asyncio.sleep(WRITTEN_POLL_S)
+
+
+async def _stats(urls: Sequence[str]) -> list[dict[str, dict[str, float]]]:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return [await cache_stats(client, url) for url in urls]
