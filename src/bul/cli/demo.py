@@ -80,7 +80,8 @@ def _with_persistence(settings: Settings) -> Settings:
 
     key = "cache.enable_persistence"
     if settings.origin(key) != "default" and not settings.cache.enable_persistence:
-        raise ConfigError(f"--restart shows KV on disk, but {settings.origin(key)} switches it off")
+        message = f"--restart shows KV on disk, and {key} is off, from {settings.origin(key)}"
+        raise ConfigError(message, hint="give --persistence, or leave --no-persistence out")
     cache = dataclasses.replace(settings.cache, enable_persistence=True)
     origins = {**settings.origins, key: "--restart"}
     return dataclasses.replace(settings, cache=cache, origins=origins)
