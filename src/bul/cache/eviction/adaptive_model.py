@@ -29,8 +29,10 @@ STEPS_PER_REQUEST = 0.5
 STEPS_PER_S_MAX = 20.0
 STEPS_SAVED_MAX = 64.0
 """Steps that a quiet time may save up for a burst, and the first steps of a new net."""
-CURVE_REQUESTS_MAX = 128
-"""A curve is worked out again when it is needed and this many requests old."""
+CURVE_REQUESTS_MAX = 64
+RENEWALS_PER_REQUEST = 16
+"""A curve is worked out again when it is needed and so many requests old, but not too many of them
+at once: among a million blocks nearly every curve that is looked at is old."""
 NET_SHARE = 0.5
 HAZARD_MAX = 0.95
 
@@ -47,11 +49,13 @@ class ReuseModel:
         self._steps_wanted = 0.0
         self._steps_allowed = STEPS_SAVED_MAX
         self._arrived_s = 0.0
+        self._renewals = 0
         self.ready = False
 
     def arrived(self, now_s: float) -> None:
         """A request came and its records are in the log: learn, if it is time."""
         self._requests += 1
+        self._renewals = RENEWALS_PER_REQUEST
         if self._requests % LEARN_REQUESTS == 0:
             self._rates.fit(self.log.observe(now_s, slice(0, len(self.log))))
             if not self.ready:
@@ -81,7 +85,9 @@ class ReuseModel:
     def index(self, request: RequestMemory, touches: int, age_s: float) -> float:
         """Expected hits per second of a block of touch class `touches`, last used by `request`."""
         curves = request.curves
-        if curves is None or self._requests - request.curves_number > CURVE_REQUESTS_MAX:
+        old = self._requests - request.curves_number > CURVE_REQUESTS_MAX
+        if curves is None or (old and self._renewals > 0):
+            self._renewals -= 1
             curves = request.curves = [None] * TOUCH_CLASSES
             request.curves_number = self._requests
         curve = curves[touches]

@@ -33,6 +33,8 @@ LEARNING_RATE_FLOOR = 0.2
 LEARNING_STEPS_HALF = 1000.0
 WEIGHT_DECAY = 1e-4
 MOMENTUM, VARIANCE = 0.9, 0.99
+AVERAGE_KEPT = 0.98
+AVERAGE_STEPS_MIN = 10
 
 _BINS = np.arange(AGE_BINS)
 
@@ -51,11 +53,12 @@ class ReuseNet:
         ]
         self._means = [np.zeros_like(weights) for weights in self._weights]
         self._squares = [np.zeros_like(weights) for weights in self._weights]
+        self._averages = [weights.copy() for weights in self._weights]
         self._steps = 0
 
     def log_hazards(self, request: RequestMemory, touches: int) -> Floats:
         """Logarithm of P(reuse in the bin | not before), [AGE_BINS]."""
-        first, first_bias, second, second_bias = self._weights
+        first, first_bias, second, second_bias = self._averages
         inputs = np.array(request.inputs, np.float32)
         hidden = np.tanh(inputs @ first[:INPUTS] + first[INPUTS + touches] + first_bias)
         outputs: Floats = np.minimum(hidden @ second + second_bias, LOG_HAZARD_MAX)
@@ -81,13 +84,16 @@ class ReuseNet:
         self._steps += 1
         slowed = max(LEARNING_RATE_FLOOR, 1.0 / math.sqrt(1.0 + self._steps / LEARNING_STEPS_HALF))
         rate = LEARNING_RATE * slowed / (1.0 - MOMENTUM**self._steps)
+        kept = min(AVERAGE_KEPT, self._steps / (self._steps + AVERAGE_STEPS_MIN))
         unbias = 1.0 / (1.0 - VARIANCE**self._steps)
         for number, gradient in enumerate(gradients):
             mean, square = self._means[number], self._squares[number]
             np.add(mean, (1.0 - MOMENTUM) * (gradient - mean), out=mean)
             np.add(square, (1.0 - VARIANCE) * (gradient * gradient - square), out=square)
             step = rate * mean / (np.sqrt(square * unbias) + 1e-8)
-            self._weights[number] -= step.astype(np.float32)
+            weights, average = self._weights[number], self._averages[number]
+            np.subtract(weights, step.astype(np.float32), out=weights)
+            np.add(average, (1.0 - kept) * (weights - average), out=average)
 
 
 def _loss_slopes(outputs: Array32, seen: Observations) -> Array32:
