@@ -184,11 +184,11 @@ def test_a_newcomer_does_not_rebuild_while_others_are_in(open_tier: Open) -> Non
 
 def test_the_index_grows_under_the_feet_of_others(open_tier: Open) -> None:
     one, two = open_tier(), open_tier()
-    records = chain_of_records(1500, block_bytes=64)
-    for start in range(0, 1500, 100):
+    records = chain_of_records(3000, block_bytes=64)
+    for start in range(0, 3000, 100):
         one.set(records[start : start + 100])
-    assert one.stats()["index_bytes"] > 100_000
-    assert two.match(keys_of(records)) == 1500
+    assert 64 * 3000 < one.stats()["index_bytes"] < 130 * 3000
+    assert two.match(keys_of(records)) == 3000
     assert two.check().problems == ()
 
 

@@ -71,6 +71,7 @@ def points(total: int) -> list[int]:
     return list(range(1, total + 1, step))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EMFILE, errno.EROFS])
 @pytest.mark.parametrize("call", FAULT_CALLS)
 def test_a_call_that_fails_once_fails_no_request(tmp_path: Path, call: str, error: int) -> None:
@@ -163,6 +164,19 @@ def test_a_failed_sync_is_not_acknowledged_and_not_tried_again(tmp_path: Path) -
     tier.close()
 
 
+def test_blocks_of_a_segment_whose_last_sync_failed_are_not_acknowledged(tmp_path: Path) -> None:
+    io = FaultyIO()
+    tier = open_tier(tmp_path, io)
+    tier.set(chain_of_records(2))
+    io.fail("fsync")  # the seal of the segment that the next batch begins in
+    assert tier.set(chain_of_records(30, first_token=500)) == 0
+    assert tier.match(keys_of(chain_of_records(2))) == 2
+    assert tier.set(chain_of_records(30, first_token=500)) == 30
+    assert tier.check().problems == ()
+    tier.close()
+
+
+@pytest.mark.slow
 def test_a_stopped_neighbour_that_holds_the_lock_does_not_hang_anybody(tmp_path: Path) -> None:
     tier = open_tier(tmp_path)
     records = chain_of_records(3)

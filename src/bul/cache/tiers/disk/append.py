@@ -143,30 +143,31 @@ class Appender:
     def forget(self) -> None:
         """The open segment was removed with all others."""
         with self._lock:
-            if self._writer is not None:
-                self._writer.handle.close()
-                self._writer = None
+            self._leave()
 
     def _sync_up_to(self, writer: SegmentWriter, end: int) -> None:
-        # Group commit: who waits here often finds that another's sync covered its bytes too.
-        with self._sync_lock:
-            if writer.synced_end >= end or writer.handle.fd < 0:
-                return
-            try:
-                writer.sync()
-            except OSError:
-                # After a failed fsync the kernel may have thrown the pages away: no second try.
-                with self._lock:
-                    self._abandon(writer)
-                raise
-            self._counters.add("syncs_total")
+        try:
+            # Group commit: who waits here often finds that another's sync covered its bytes too.
+            with self._sync_lock:
+                if writer.synced_end < end:
+                    writer.sync()
+                    self._counters.add("syncs_total")
+        except OSError:
+            with self._lock:
+                self._abandon(writer)
+            raise
 
     def _abandon(self, writer: SegmentWriter) -> None:
         """Leave a segment that failed; what of it was acknowledged stays readable."""
-        with contextlib.suppress(OSError):
-            writer.seal(durable=self._durable)
         if self._writer is writer:
             self._writer = None
+        self._finish(writer)
+
+    def _finish(self, writer: SegmentWriter) -> None:
+        """Seal and let go. Under the lock; nobody may be syncing what is being closed."""
+        with self._sync_lock, contextlib.suppress(OSError):
+            # Without a table of contents the segment is scanned instead; nothing is lost.
+            writer.seal(durable=self._durable)
 
     def _batch_end(
         self, writer: SegmentWriter, records: Sequence[tuple[BlockHeader, Buffer]]
@@ -183,8 +184,8 @@ class Appender:
     def _writer_for(self, record_bytes: int) -> SegmentWriter:
         writer = self._writer
         if writer is not None and writer.sequence not in self._folder.live:
-            writer.handle.close()
-            self._writer = writer = None
+            self._leave()
+            writer = None
         if writer is not None and writer.room_for(record_bytes):
             return writer
         if self._clock.now_s() < self._retry_at_s:
@@ -225,9 +226,14 @@ class Appender:
                 if error.errno != errno.ENOSPC or not self._room.drop_oldest():
                     raise
 
+    def _leave(self) -> None:
+        """Close a segment that somebody removed. Under the lock."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with self._sync_lock:
+                writer.handle.close()
+
     def _seal_current(self) -> None:
         writer, self._writer = self._writer, None
-        if writer is not None and writer.handle.fd >= 0:
-            # Without a table of contents the segment is scanned instead; nothing is lost.
-            with self._sync_lock, contextlib.suppress(OSError):
-                writer.seal(durable=self._durable)
+        if writer is not None:
+            self._finish(writer)

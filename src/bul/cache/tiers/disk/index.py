@@ -8,7 +8,7 @@ Layout: a header of 1 KiB, then buckets of 16 slots of 64 bytes. A key lives in 
 named by its first and its second 8 bytes (they are hashes already); it is inserted into the
 emptier one, which fills a table to about 95 % before a bucket overflows (Azar, Broder, Karlin and
 Upfal, "Balanced allocations", 1994). A look-up is one or two reads of 1 KiB, about 1.5 us each,
-whatever the size; an open is one read. At a load of 0.4 to 0.8, 64-byte slots cost 80 to 160 bytes
+whatever the size; an open is one read. At a load of 0.55 to 0.9, 64-byte slots cost 70 to 120 bytes
 of page cache for a block, and none of a process's own memory.
 
 Why not LMDB: a damaged LMDB file takes the process down with it, and an index that is only a
@@ -39,7 +39,7 @@ BUCKET_SLOTS: Final = 16
 BUCKET_BYTES: Final = SLOT_BYTES * BUCKET_SLOTS
 BUCKETS_MIN: Final = 16
 OFFSET_MAX: Final = 1 << 62
-_BUILD_LOAD: Final = 0.45
+_BUILD_LOAD: Final = 0.55
 _LAST_USE_AT: Final = 32 + 4 + 8 + 4 + 4
 _EMPTY: Final = bytes(SLOT_BYTES)
 _READ_BYTES: Final = 8 << 20
@@ -148,10 +148,16 @@ class DiskIndex:
         temporary = self._path.with_name(self._path.name + ".tmp")
         handle = self._io.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         end = self._io.write_all(handle.fd, [head], 0)
-        for piece in table_pieces(slots, buckets):
+        positions = _positions(slots, buckets)
+        for piece in _pieces(slots, positions, buckets):
             end = self._io.write_all(handle.fd, [piece.view(np.uint8).data], end)
         self._io.rename(temporary, self._path)
         self._table = (handle, buckets)
+        for slot in slots[positions < 0]:
+            packed = slot.tobytes()
+            position = self._make_slot(packed[:32])
+            if position is not None:
+                self._io.write_all(handle.fd, [packed], position)
 
     def sync(self) -> None:
         """Make the table durable (a clean close)."""
@@ -220,13 +226,16 @@ class DiskIndex:
     ) -> Entry | None:
         """Publish a record (its `position` is ignored); returns what it replaced. Under the lock.
 
-        A full pair of buckets takes a slot of a segment that is gone; else the table doubles if
-        `may_grow(bytes)`; else the least recently used of the pair is forgotten.
+        In a full pair of buckets, a slot of a segment that is gone is taken; else somebody moves to
+        the other bucket of his own; else the table grows by half if `may_grow(bytes)`; else the
+        least recently used of the pair is forgotten.
         """
         if self._table is None:
             self.replace(np.zeros(0, SLOT_DTYPE))
         position, old = self._place(key, live)
-        if position is None and may_grow(self.file_bytes * 2):
+        if position is None:
+            position = self._make_slot(key)
+        if position is None and may_grow(self.file_bytes * 3 // 2):
             self._grow(live)
             position, old = self._place(key, live)
         if position is None:
@@ -265,6 +274,20 @@ class DiskIndex:
                     return start + slot * SLOT_BYTES, None
         return None, None
 
+    def _make_slot(self, key: bytes) -> int | None:
+        """Free a slot of the key's pair by moving its owner to the owner's other bucket."""
+        assert self._table is not None
+        for base, data in self._buckets(key):
+            for at in range(0, BUCKET_BYTES, SLOT_BYTES):
+                slot = data[at : at + SLOT_BYTES]
+                for other_base, other in self._buckets(slot[:32]):
+                    sequences = _SEQUENCES.unpack(other)
+                    if other_base != base and 0 in sequences:
+                        free = other_base + sequences.index(0) * SLOT_BYTES
+                        self._io.write_all(self._table[0].fd, [slot], free)
+                        return base + at
+        return None
+
     def _least_used(self, key: bytes) -> int:
         uses = [
             (_U32.unpack_from(data, at + _LAST_USE_AT), base + at)
@@ -295,7 +318,7 @@ class DiskIndex:
         known = [number for number in np.unique(slots["sequence"]) if int(number) in live]
         slots = slots[np.isin(slots["sequence"], known)]
         assert self._table is not None
-        self.replace(slots, buckets_min=self._table[1] * 2)
+        self.replace(slots, buckets_min=self._table[1] * 3 // 2)
 
 
 def key_head(slots: npt.NDArray[np.void], half: int) -> npt.NDArray[np.uint64]:
@@ -304,9 +327,10 @@ def key_head(slots: npt.NDArray[np.void], half: int) -> npt.NDArray[np.uint64]:
     return words
 
 
-def table_pieces(slots: npt.NDArray[np.void], buckets: int) -> Iterator[npt.NDArray[np.void]]:
-    """The table of these slots, piece after piece; vectorised, about 1 us a block."""
-    positions = _positions(slots, buckets)
+def _pieces(
+    slots: npt.NDArray[np.void], positions: npt.NDArray[np.int64], buckets: int
+) -> Iterator[npt.NDArray[np.void]]:
+    """The table with each slot at its position, piece after piece."""
     order = np.argsort(positions, kind="stable")
     positions = positions[order]
     for first in range(0, buckets, _PIECE_BUCKETS):
@@ -322,7 +346,7 @@ def _positions(slots: npt.NDArray[np.void], buckets: int) -> npt.NDArray[np.int6
     """A slot of the table for each entry, -1 for those left out.
 
     First everyone goes to the first bucket; whoever finds it full goes to the second. At the
-    load used here a few in a million find both full and are left out: a hint less.
+    load used here a few in a million find both full, and have somebody moved for them.
     """
     positions = np.full(len(slots), -1, np.int64)
     used = np.zeros(buckets, np.int64)

@@ -11,6 +11,7 @@ others know that the writer is gone, whatever killed it.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
 import struct
@@ -164,6 +165,7 @@ class SegmentWriter:
         self.size_bytes = size_bytes
         self._io = io
         self._rows = bytearray()
+        self._failed = False
         self.handle = io.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             assert io.try_lock(self.handle.fd), "a new segment cannot be locked by another"
@@ -212,17 +214,31 @@ class SegmentWriter:
         return offsets
 
     def sync(self) -> None:
-        """Make everything appended so far durable."""
+        """Make everything appended so far durable. After a failure it never claims to be again:
+        the kernel may have thrown the pages away, and a second fsync would say "done".
+        """
+        if self._failed or self.handle.fd < 0:
+            raise OSError(errno.EIO, "the segment was given up")
         end = self.end
-        if end > self.synced_end:
+        try:
             self._io.fdatasync(self.handle.fd)
-            self.synced_end = end
+        except OSError:
+            self._failed = True
+            raise
+        self.synced_end = end
 
     def seal(self, *, durable: bool) -> None:
         """Write the table of contents, give the rest of the reservation back, let go."""
+        if self.handle.fd < 0:
+            return
         try:
             rows = np.frombuffer(bytes(self._rows), TOC_DTYPE)
             seal(self._io, self.handle.fd, self.seed, self.end, rows, durable=durable)
+            if durable and not self._failed:
+                self.synced_end = self.end
+        except OSError:
+            self._failed = True
+            raise
         finally:
             self.handle.close()
 
