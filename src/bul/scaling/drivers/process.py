@@ -8,7 +8,8 @@ belongs on the main thread's event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from bul.errors import DriverError
 from bul.scaling.drivers.child import Child, ChildEvent, ChildPlan
@@ -18,6 +19,10 @@ __all__ = ["ProcessDriver"]
 
 
 def _ignore(_: ChildEvent) -> None:
+    pass
+
+
+async def _at_once(_: str) -> None:
     pass
 
 
@@ -41,6 +46,9 @@ class ProcessDriver:
         self._replicas_max = replicas_max
         self._notify = notify
         self._children: dict[int, Child] = {}
+        self._spares: set[int] = set()
+        """Started in place of another one, which is still there: not counted by `scale_to`."""
+        self._changed = asyncio.Event()
         self._stops: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -75,9 +83,34 @@ class ProcessDriver:
         for _ in range(replicas - len(staying)):
             await self._start()
 
+    async def replace(
+        self, name: str, *, admitted: Callable[[str], Awaitable[None]] = _at_once
+    ) -> Replica | None:
+        """Start a new replica, then drain this one; returns the new one when the old one is gone.
+
+        One process more than `scale_to` asked for runs meanwhile: capacity never falls. admitted:
+        awaited with the new one's URL before the old one drains. None when the old one left
+        meanwhile. Raises DriverError when the new one cannot live; then the old one stays, as it
+        does when this call is cancelled in time.
+        """
+        old = self._index_of(name)
+        async with self._spare() as new:
+            await self._until_ready(new)
+            await admitted(self._children[new].replica.url)
+            if old not in self._staying():
+                return None
+            self._spares.discard(new)
+            await asyncio.shield(self._stop(old))
+        return self._children[new].replica if new in self._children else None
+
+    async def until_settled(self) -> None:
+        """Until every replica is ready or failed, and those that drain are gone."""
+        while any(child.state in ("pending", "draining") for child in self._children.values()):
+            await self._changed.wait()
+
     async def close(self) -> None:
         self._closed = True
-        for index in self._staying():
+        for index in sorted({*self._staying(), *self._spares}):
             self._stop(index)
         if self._stops:
             await asyncio.wait(self._stops)
@@ -88,26 +121,68 @@ class ProcessDriver:
             child.kill()
 
     def _staying(self) -> list[int]:
-        return sorted(i for i, child in self._children.items() if child.state != "draining")
+        staying = (i for i, child in self._children.items() if child.state != "draining")
+        return sorted(set(staying) - self._spares)
 
-    async def _start(self) -> None:
+    def _index_of(self, name: str) -> int:
+        for index in self._staying():
+            if self._children[index].name == name:
+                return index
+        raise DriverError(f"there is no replica {name} that could be replaced")
+
+    @contextlib.asynccontextmanager
+    async def _spare(self) -> AsyncIterator[int]:
+        """A new replica that is stopped at the end, unless it has taken another one's place."""
+        if self._closed:
+            raise DriverError("this driver is closed")
+        index = await self._start(spare=True)
+        try:
+            yield index
+        finally:
+            if index in self._spares and not self._closed:
+                self._stop(index)
+            self._spares.discard(index)
+
+    async def _until_ready(self, index: int) -> None:
+        child = self._children[index]
+        while child.state != "ready":
+            if child.state != "pending":
+                raise DriverError(f"{child.name} cannot start: {child.failure or child.state}")
+            await self._changed.wait()
+
+    def _on_child(self, event: ChildEvent) -> None:
+        self._wake()
+        self._notify(event)
+
+    def _wake(self) -> None:
+        """A new event for whoever waits next: nobody's `clear` can swallow another one's news."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def _start(self, *, spare: bool = False) -> int:
         index = next(i for i in range(len(self._children) + 1) if i not in self._children)
         port = self._port_first + index if self._port_first else 0
-        child = Child(f"replica-{index}", port, self._plan, self._notify)
+        child = Child(f"replica-{index}", port, self._plan, self._on_child)
         self._children[index] = child
+        if spare:
+            self._spares.add(index)
         try:
             await child.start()
         except DriverError:
             del self._children[index]
+            self._spares.discard(index)
             raise
+        return index
 
-    def _stop(self, index: int) -> None:
+    def _stop(self, index: int) -> asyncio.Task[None]:
         task = asyncio.create_task(self._drain(index))
         self._stops.add(task)
         task.add_done_callback(self._stops.discard)
         # Draining from now on, not from when the task first runs: `replicas` must say so.
         self._children[index].state = "draining"
+        return task
 
     async def _drain(self, index: int) -> None:
         await self._children[index].stop()
         del self._children[index]
+        self._wake()
