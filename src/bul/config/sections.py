@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from bul.config.machine import this_machine
+from bul.config.sizing import sizes_for
 from bul.errors import ConfigError
 
 __all__ = [
@@ -23,6 +26,9 @@ __all__ = [
 
 MIB = 1 << 20
 GIB = 1 << 30
+BLOCK_TOKENS = 64
+BUILTIN_TOKEN_BYTES = 23_040
+"""Of KV of the built-in model: 30 layers x K and V x 384 bytes."""
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:
@@ -36,6 +42,11 @@ def _whole(name: str, value: int, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"{name} must be a whole number in [{low}, {high}], was {value!r}")
     _in_range(name, value, low, high)
+
+
+def _positive(name: str, value: int) -> int:
+    _whole(name, value, 1, 1 << 60)
+    return value
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -60,7 +71,7 @@ class KVCacheConfig:
     """
 
     max_tokens: int = 262_144
-    block_tokens: int = 64
+    block_tokens: int = BLOCK_TOKENS
     ram_bytes_max: int = 4 * GIB
     eviction: str = "adaptive"
     seed: int = 0
@@ -102,6 +113,37 @@ class KVCacheConfig:
         _one_of("quantisation", self.quantisation, ("none", "int8"))
         _one_of("compression", self.compression, ("none", "lz4", "zstd"))
         _in_range("claim_age_s_max", self.claim_age_s_max, 0.01, 3600)
+
+    @classmethod
+    def for_machine(
+        cls,
+        *,
+        ram_bytes: int | None = None,
+        cores: int | None = None,
+        disk_free_bytes: int | None = None,
+        token_bytes: int = BUILTIN_TOKEN_BYTES,
+        replicas: int = 1,
+        **fields: Any,
+    ) -> KVCacheConfig:
+        """Sized for a machine that is there for this: vertical scaling (`sizing.py` has the rule).
+
+        What is left out is read from this machine. token_bytes: of KV, one token in all layers;
+        the model's block bytes over its block tokens. replicas: that share the machine. fields:
+        of this class, and stronger than the rule. Raises ConfigError.
+        """
+        folder = Path(str(fields.get("persistence_dir") or "."))
+        here = this_machine(folder, replicas=_positive("replicas", replicas))
+        machine = dataclasses.replace(
+            here,
+            ram_bytes=_positive("ram_bytes", here.ram_bytes if ram_bytes is None else ram_bytes),
+            cores=_positive("cores", here.cores if cores is None else cores),
+            disk_free_bytes=here.disk_free_bytes if disk_free_bytes is None else disk_free_bytes,
+        )
+        block_tokens = _positive("block_tokens", fields.get("block_tokens", BLOCK_TOKENS))
+        sizes = sizes_for(
+            machine, token_bytes=_positive("token_bytes", token_bytes), block_tokens=block_tokens
+        )
+        return cls(**(dataclasses.asdict(sizes) | fields))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
