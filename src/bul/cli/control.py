@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import msgspec
 
 from bul.cli.state_folder import DEFAULT_FOLDER
-from bul.errors import BulError, DriverError
+from bul.errors import BulError, ConfigError, DriverError
 
 __all__ = ["CONTROL_SOCKET", "Control", "Handler", "Progress", "ask_region"]
 
@@ -54,13 +54,21 @@ class Control:
         self._clients: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Listen. What a killed region left is removed: the folder's lock says that it is gone."""
+        """Listen. What a killed region left is removed: the folder's lock says that it is gone.
+
+        Raises ConfigError.
+        """
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.setblocking(False)
-        self._path.unlink(missing_ok=True)
-        with _address(self._folder) as address:
-            listener.bind(address)
-        self._path.chmod(0o600)  # before listen: until then a connection is refused
+        try:
+            self._path.unlink(missing_ok=True)
+            with _address(self._folder) as address:
+                listener.bind(address)
+            self._path.chmod(0o600)  # before listen: until then a connection is refused
+        except OSError as error:
+            listener.close()
+            hint = "choose another folder with --state-dir"
+            raise ConfigError(f"cannot make {self._path}: {error.strerror}", hint=hint) from error
         self._server = await asyncio.start_unix_server(
             self._serve, sock=listener, limit=LINE_BYTES_MAX
         )

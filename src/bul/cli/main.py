@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": "Play real conversations with the cache on and off, report, exit.",
     "serve": "One replica: an OpenAI-compatible service.",
     "route": "The router alone, in front of replicas.",
+    "nginx": "The configuration of an nginx in front of routers or replicas.",
     "restart": "Every replica of a running region anew, without a lost request.",
     "cache": "Look into the KV cache: stats, check, replay, bench, explain.",
     "keys": "Make API keys; only their hashes are kept.",
