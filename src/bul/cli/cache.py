@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import click
 
+from bul.cli.cache_check import check_command
 from bul.cli.cache_explain import explain_command
 from bul.cli.cache_replay import replay_command
+from bul.cli.cache_stats import stats_command
 
 __all__ = ["command"]
 
@@ -18,5 +20,7 @@ def command() -> None:
     """Look into the KV cache."""
 
 
+command.add_command(check_command)
 command.add_command(explain_command)
 command.add_command(replay_command)
+command.add_command(stats_command)

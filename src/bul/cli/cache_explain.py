@@ -1,7 +1,8 @@
-"""`bul cache explain PROMPT`: why it would be a hit on disk, or would not.
+"""`bul cache explain PROMPT`: why it would be a hit, or would not.
 
-It refuses to look into running replicas: their RAM is theirs. It reads the folder that they share,
-with the keys that they would make.
+Without --url it reads the folder that the replicas share, with the keys that they would make; with
+it a replica looks into its own RAM too. It refuses to ask a replica about another tenant: there the
+API key alone says who asks.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 import click
 import msgspec
 
+from bul.cli.cache_disk import existing_folder, folder_option, opened
+from bul.cli.live import ask_replica, live_options, read_key
 from bul.cli.options import load, setting
 
 if typing.TYPE_CHECKING:
@@ -29,38 +32,60 @@ __all__ = ["explain_command"]
 @click.option("--chat", is_flag=True, help="PROMPT is the first message of a chat.")
 @click.option("--tenant", default="", help="The key's name; none when replicas ask for no key.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@live_options
 @setting("serve.engine", "--engine")
 @setting("serve.model", "--model")
-@setting("cache.persistence_dir", "--persistence-dir")
+@folder_option
 def explain_command(
-    prompt: str, *, chat: bool, tenant: str, as_json: bool, **values: object
+    prompt: str,
+    *,
+    chat: bool,
+    tenant: str,
+    as_json: bool,
+    url: str,
+    key_file: Path | None,
+    **values: object,
 ) -> None:
-    """Which blocks of PROMPT (`-`: standard input) lie on disk, and what broke the chain.
+    """Which blocks of PROMPT (`-`: standard input) are cached, and what broke the chain.
 
     Exit code 1 if not a single block would be loaded.
 
     Example: bul cache explain --chat "Summarise this report: ..."
     """
-    from bul.cli.cache_engine import cache_folder
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if url:
+        found = _asked(url, text, chat=chat, key=read_key(key_file))
+    else:
+        found = _on_disk(load(values), text, chat=chat, tenant=tenant)
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+    else:
+        where = "cached" if url else "on disk"
+        for line in (f"{found['cached']} of {found['blocks']} blocks {where}", *found["reasons"]):
+            click.echo(line)
+    click.get_current_context().exit(0 if found["cached"] else 1)
+
+
+def _asked(url: str, text: str, *, chat: bool, key: str) -> dict[str, typing.Any]:
+    """What the replica at `url` says."""
+    models = ask_replica(url, "/v1/models", key=key)
+    body: dict[str, object] = {"model": models["data"][0]["id"]}
+    body |= {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
+    found: dict[str, typing.Any] = ask_replica(url, "/cache/explain", key=key, body=body)
+    return found
+
+
+def _on_disk(settings: Settings, text: str, *, chat: bool, tenant: str) -> dict[str, typing.Any]:
     from bul.cli.events import EventLog
     from bul.cli.serve import make_core
 
-    settings = load(values)
-    text = sys.stdin.read() if prompt == "-" else prompt
-    folder = cache_folder(settings)
-    if not folder.is_dir():
-        raise click.ClickException(f"{folder} is no folder; --persistence-dir names another")
+    folder = existing_folder(settings)
     core = make_core(settings, EventLog("text", sys.stderr))
     try:
         result = _explain(settings, core, _tokens(core, text, chat=chat), tenant, folder)
     finally:
         core.close()
-    if as_json:
-        click.echo(msgspec.json.encode(dataclasses.asdict(result)))
-    else:
-        for line in (f"{result.cached} of {result.blocks} blocks on disk", *result.reasons):
-            click.echo(line)
-    click.get_current_context().exit(0 if result.cached else 1)
+    return dataclasses.asdict(result)
 
 
 def _tokens(core: ModelCore, text: str, *, chat: bool) -> list[int]:
@@ -109,11 +134,7 @@ def _presence(
     folder: Path, digest: bytes, salt: bytes, tokens: list[int], block_tokens: int
 ) -> list[bool]:
     from bul.blocks.chain import block_keys, chain_root
-    from bul.cache.tiers.disk.tier import DiskTier
 
-    tier = DiskTier(folder, digest, bytes_max=1 << 60, fsync="none")  # as a reader: no budget
-    try:
+    with opened(folder, digest) as tier:
         keys = block_keys(chain_root(digest, salt), tokens, block_tokens)
         return [tier.match([key]) == 1 for key in keys]
-    finally:
-        tier.close()

@@ -15,7 +15,7 @@ from bul.cli.cache_engine import cache_folder
 from bul.config import Settings
 from bul.errors import TierUnavailable
 
-__all__ = ["Persistence", "default_budget", "persistence"]
+__all__ = ["Persistence", "default_budget", "occupied_bytes", "persistence"]
 
 BUDGET_BYTES_MAX = 4 << 30
 BUDGET_BYTES_MIN = 64 << 20
@@ -68,7 +68,7 @@ def _changes(settings: Settings, folder: Path) -> dict[str, object]:
     }
     if settings.origin("cache.disk_bytes_max") == "default":
         system = os.statvfs(folder)
-        budget = default_budget(system.f_bavail * system.f_frsize, _used_bytes(folder))
+        budget = default_budget(system.f_bavail * system.f_frsize, occupied_bytes(folder))
         if budget is None:
             hint = f"free space, {OFF_HINT}"
             raise TierUnavailable(f"too little room is left on the disk of {folder}", hint=hint)
@@ -87,7 +87,8 @@ def _make(folder: Path) -> None:
         raise TierUnavailable(message, hint=hint) from error
 
 
-def _used_bytes(folder: Path) -> int:
+def occupied_bytes(folder: Path) -> int:
+    """What `du` would say of the files below `folder`, which others may be changing."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:

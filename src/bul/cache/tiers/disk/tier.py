@@ -30,6 +30,7 @@ from bul.blocks.format import (
 from bul.blocks.identity import Identity
 from bul.blocks.prefix import Buffer
 from bul.cache.contract import BlockRecord, CheckReport
+from bul.cache.tiers.disk.ages import segment_ages
 from bul.cache.tiers.disk.append import Appender
 from bul.cache.tiers.disk.check import check_folder
 from bul.cache.tiers.disk.codec import encode
@@ -264,6 +265,8 @@ class DiskTier:
             self._reader.follow()
             totals["bytes"] = float(self._folder.used_bytes())
             totals["blocks"] = float(self._count())
+            wall_s = self._clock.wall_s()
+            totals |= segment_ages(self._files, self._folder.live, self._io, wall_s)
         except OSError:
             self._counters.add("io_errors_total")
         totals["bytes_max"] = float(self._bytes_max)
