@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-__all__ = ["Signals", "doubt"]
+__all__ = ["VALUE_MAX", "Signals", "doubt"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +47,10 @@ class Signals:
     ttft_idle_ms: float | None = None
 
 
+VALUE_MAX = 1e12
+"""No rate, count or latency of a region is this large; what is, is a broken exporter."""
+
+
 def doubt(signals: Signals | None, now_s: float, stale_s: float, needs: tuple[str, ...]) -> str:
     """Why these signals must not move anything; "" when they may.
 
@@ -66,6 +70,6 @@ def doubt(signals: Signals | None, now_s: float, stale_s: float, needs: tuple[st
         value = getattr(signals, name)
         if value is None:
             return f"no data: {name} is missing"
-        if not math.isfinite(value) or value < 0:
+        if not math.isfinite(value) or not 0 <= value <= VALUE_MAX:
             return f"bad data: {name} is {value}"
     return ""
