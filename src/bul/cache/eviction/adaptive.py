@@ -50,7 +50,7 @@ SAMPLE_LEAVES = 64
 GHOSTS_PER_BLOCK = 1
 GHOSTS_MIN = 65_536
 UNFINISHED_MAX = 4096
-DEPTH_EXPONENT = 0.1
+DEPTH_EXPONENT = 0.2
 DEPTH_DOUBLING_TOKENS = 30_500.0
 
 _Memory = tuple[RequestMemory, int]
@@ -77,7 +77,7 @@ class Adaptive(TreePolicy):
         self._guard = Guard()
         self._shadow = LruShadow(capacity)
         self._leaves: list[_Block] = []
-        self._ghosts: dict[Hashable, _Memory] = {}
+        self._ghosts: collections.OrderedDict[Hashable, _Memory] = collections.OrderedDict()
         self._unfinished: collections.OrderedDict[Hashable, RequestMemory] = (
             collections.OrderedDict()
         )
@@ -110,6 +110,7 @@ class Adaptive(TreePolicy):
             request = self._unfinished.pop(path[-1], None)
             if request is not None:
                 self._model.ended(request, output_tokens)
+                self._model.prepare(request)
 
     def resize(self, capacity: int) -> list[Hashable]:
         """Change the capacity; returns the keys that left."""
@@ -189,6 +190,7 @@ class Adaptive(TreePolicy):
         log, now_s = self._model.log, self._now_s
         begin = 0
         classes = [touch_class(block.count) for block in blocks]
+        request.tail_touches = classes[-1] if classes else 0
         for end, key in enumerate(path, start=1):
             log.touched(key, now_s)
             if end == len(path) or classes[end] != classes[begin]:
@@ -196,6 +198,7 @@ class Adaptive(TreePolicy):
                 log.trace(path[drawn], request, classes[begin], now_s)
                 begin = end
         self._model.arrived(now_s)
+        self._model.prepare(request)
 
     def _expect_finish(self, last_key: Hashable, request: RequestMemory) -> None:
         self._unfinished[last_key] = request
@@ -294,6 +297,6 @@ class Adaptive(TreePolicy):
         """Keep what is remembered of absent blocks, and the list of leaves, within their limits."""
         ghosts = self._ghosts
         while len(ghosts) > GHOSTS_PER_BLOCK * self.capacity + GHOSTS_MIN:
-            del ghosts[next(iter(ghosts))]
+            ghosts.popitem(last=False)  # a plain dict would search its emptied front each time
         if len(self._leaves) > 2 * len(self._nodes) + SAMPLE_LEAVES:
             self._leaves = [leaf for leaf in self._leaves if self._listed(leaf)]

@@ -29,8 +29,8 @@ STEPS_PER_REQUEST = 0.5
 STEPS_PER_S_MAX = 20.0
 STEPS_SAVED_MAX = 64.0
 """Steps that a quiet time may save up for a burst, and the first steps of a new net."""
-CURVE_REQUESTS_MAX = 64
-RENEWALS_PER_REQUEST = 16
+CURVE_REQUESTS_MAX = 32
+RENEWALS_PER_REQUEST = 8
 """A curve is worked out again when it is needed and so many requests old, but not too many of them
 at once: among a million blocks nearly every curve that is looked at is old."""
 NET_SHARE = 0.5
@@ -81,6 +81,11 @@ class ReuseModel:
         request.describe()
         self.log.described_anew(request)
         request.curves = None
+
+    def prepare(self, request: RequestMemory) -> None:
+        """Work out the curve of its last block now, not when 64 leaves are compared at once."""
+        if self.ready and request.residents:
+            self.index(request, request.tail_touches, 0.0)
 
     def index(self, request: RequestMemory, touches: int, age_s: float) -> float:
         """Expected hits per second of a block of touch class `touches`, last used by `request`."""

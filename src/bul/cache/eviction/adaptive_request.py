@@ -40,15 +40,15 @@ class RequestMemory:
     """One request; `turn` counts from 0 in its conversation, gaps are 0.0 without an earlier turn.
 
     known: blocks of its path that were remembered when it came. residents: resident blocks whose
-    last user it is. curves: the index by age for each touch class, while it has residents.
-    shadow_blocks and shadow_depth belong to the guard: its blocks that LRU would hold, and how deep
-    they reach.
+    last user it is. tail_touches: the touch class of the last block of its path. curves: the index
+    by age for each touch class, while it has residents. shadow_blocks and shadow_depth belong to
+    the guard: its blocks that LRU would hold, and how deep they reach.
     """
 
     __slots__ = (
         "at_s", "curves", "curves_number", "factors", "gap_class", "gap_mean_s", "gap_s", "inputs",
         "known", "length", "number", "output_tokens", "records", "residents", "shadow_blocks",
-        "shadow_depth", "tenant", "turn",
+        "shadow_depth", "tail_touches", "tenant", "turn",
     )  # fmt: skip
 
     def __init__(self, number: int, at_s: float, length: int, tenant: str) -> None:
@@ -62,6 +62,7 @@ class RequestMemory:
         self.output_tokens = UNKNOWN
         self.residents = self.shadow_blocks = 0
         self.shadow_depth = length
+        self.tail_touches = 0
         self.records: list[int] = []
         self.curves: list[array.array[float] | None] | None = None
         self.curves_number = 0
