@@ -173,4 +173,16 @@ def _by_label(prefix: str, label: str, parts: Mapping[str, Gauges]) -> Iterable[
 def _family(name: str, labels: Sequence[str]) -> GaugeMetricFamily | CounterMetricFamily:
     """By its name: what ends in _total only grows."""
     kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-    return kind(name, "See docs/reference/metrics.md.", labels=labels)
+    return kind(_conventional(name), "See docs/reference/metrics.md.", labels=labels)
+
+
+def _conventional(name: str) -> str:
+    """Our units as Prometheus spells them."""
+    for ours, theirs in (
+        ("_per_s", "_per_second"),
+        ("_s", "_seconds"),
+        ("_values_values", "_values"),
+    ):
+        if name.endswith(ours):
+            return name.removesuffix(ours) + theirs
+    return name

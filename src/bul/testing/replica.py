@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
+from bul.cache.contract import Tier
 from bul.cache.engine import UltraAdaptiveKVCacheEngine
 from bul.config import ServeConfig, TimedConfig
 from bul.inference.runner import BatchingRunner
@@ -59,10 +60,13 @@ async def running_replica(
     *,
     keys: Mapping[str, str] | None = None,
     core: TimedCore | None = None,
+    tiers: Sequence[Tier] = (),
 ) -> AsyncIterator[ReplicaUnderTest]:
     """Serve until the block ends; then drain for nothing and stop everything."""
     core = core or TimedCore(serve, timed)
-    cache = UltraAdaptiveKVCacheEngine(identity=core.identity)
+    cache = UltraAdaptiveKVCacheEngine(
+        identity=core.identity, tiers=tiers, block_bytes=core.block_bytes
+    )
     runner = BatchingRunner(
         core, cache, waiting_max=serve.waiting_max, request_deadline_s=serve.request_deadline_s
     )
