@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,7 +10,8 @@ import pytest
 
 from bul.router.nginx import NginxFront, render
 from bul.testing.nginx import check_conf, free_port, guide_conf, running_nginx
-from bul.testing.region_process import BulProcess, bul_process, region_process
+from bul.testing.region_process import bul_process, region_process
+from bul.testing.replica_set import ReplicaSet
 from bul.testing.request_load import RequestLoad
 from bul.testing.waiting import eventually
 
@@ -21,47 +20,10 @@ pytestmark = pytest.mark.slow
 FAST = {"BUL_TIMED_DECODE_TOKENS_PER_S": "100"}
 
 
-class Replicas:
-    """`bul serve` processes on the timed engine, by name."""
-
-    def __init__(self, folder: Path, stack: contextlib.AsyncExitStack) -> None:
-        self._folder = folder
-        self._stack = stack
-        self._running: dict[str, BulProcess] = {}
-        self._urls: dict[str, str] = {}
-
-    @property
-    def urls(self) -> list[str]:
-        return list(self._urls.values())
-
-    async def start(self, *names: str) -> None:
-        await asyncio.gather(*(self._start(name, port=0) for name in names))
-
-    async def remove(self, name: str) -> None:
-        """SIGTERM: drained, then gone. Its URL is gone already."""
-        self._running[name].send(signal.SIGTERM)
-        assert await self._running[name].ended() == 0
-
-    def forget(self, name: str) -> None:
-        self._urls.pop(name)
-
-    async def restart_in_place(self, name: str) -> None:
-        """As an init system does: stop, then start on the same port."""
-        port = int(self._urls[name].rpartition(":")[2])
-        await self.remove(name)
-        await self._start(name, port=port)
-
-    async def _start(self, name: str, port: int) -> None:
-        arguments = ["serve", "--engine", "timed", "--port", str(port), "--log-format", "json"]
-        process = bul_process(arguments, self._folder, FAST)
-        self._running[name] = await self._stack.enter_async_context(process)
-        self._urls[name] = (await self._running[name].wait_for("ready"))["url"]
-
-
 @pytest.fixture
-async def replicas(tmp_path: Path) -> AsyncIterator[Replicas]:
+async def replicas(tmp_path: Path) -> AsyncIterator[ReplicaSet]:
     async with contextlib.AsyncExitStack() as stack:
-        found = Replicas(tmp_path, stack)
+        found = ReplicaSet(tmp_path, stack, FAST)
         await found.start("a", "b", "c")
         yield found
 
@@ -76,7 +38,7 @@ def load_of(url: str) -> RequestLoad:
     return RequestLoad(url, clients=6, max_tokens=8, stream_every=2, keep=False)
 
 
-async def restart_all(replicas: Replicas, conf: str, port: int, folder: Path) -> RequestLoad:
+async def restart_all(replicas: ReplicaSet, conf: str, port: int, folder: Path) -> RequestLoad:
     """Every replica restarted in place behind this configuration, under load."""
     file = folder / "nginx.conf"
     file.write_text(conf)
@@ -89,7 +51,7 @@ async def restart_all(replicas: Replicas, conf: str, port: int, folder: Path) ->
 
 
 async def test_a_rolling_restart_behind_it_loses_nothing(
-    replicas: Replicas, tmp_path: Path
+    replicas: ReplicaSet, tmp_path: Path
 ) -> None:
     port = free_port()
     load = await restart_all(replicas, mended(replicas.urls, port, tmp_path), port, tmp_path)
@@ -98,7 +60,7 @@ async def test_a_rolling_restart_behind_it_loses_nothing(
 
 
 async def test_the_control_the_guides_snippet_loses_requests(
-    replicas: Replicas, tmp_path: Path
+    replicas: ReplicaSet, tmp_path: Path
 ) -> None:
     port = free_port()
     load = await restart_all(replicas, guide_conf(replicas.urls, port, tmp_path), port, tmp_path)
@@ -106,7 +68,7 @@ async def test_the_control_the_guides_snippet_loses_requests(
 
 
 async def test_a_replica_is_added_and_one_removed_under_load(
-    replicas: Replicas, tmp_path: Path
+    replicas: ReplicaSet, tmp_path: Path
 ) -> None:
     port, file = free_port(), tmp_path / "nginx.conf"
     file.write_text(mended(replicas.urls, port, tmp_path))
