@@ -13,6 +13,7 @@ from bul.config import ServeConfig
 from bul.inference.timed import TimedCore
 from bul.service.auth import hash_key
 from bul.testing.replica import INSTANT, running_replica
+from bul.testing.waiting import eventually
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 ROW = re.compile(r"\| `(bul_\w+)` \| (counter|gauge|histogram) \|([^|]*)\| [^|]+ \|")
@@ -34,7 +35,8 @@ async def exposed(folder: Path) -> dict[str, tuple[str, set[str]]]:
         body = {"model": "bul-timed", "prompt": "word" * 200, "max_tokens": 2}
         assert (await client.post("/v1/completions", json=body)).status_code == 200
         assert replica.cache.flush()
-        replica.cache.stats()  # a tier that is slow to count shows what it last knew
+        # A tier that is slow to count shows what it last knew, at first nothing.
+        await eventually("it has", lambda: "oldest_segment_age_s" in replica.cache.stats()["disk"])
         text = (await client.get("/metrics")).text
     found: dict[str, tuple[str, set[str]]] = {}
     for family in text_string_to_metric_families(text):
