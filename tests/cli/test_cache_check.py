@@ -81,6 +81,24 @@ def test_a_damaged_identity_is_found_by_its_segments_and_written_again(
     assert run(capsys, folder.path, "check")[0] == 0
 
 
+def test_what_nothing_can_name_is_left_for_a_person(
+    folder: CacheFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder.segment.write_bytes(b"garbage")
+    (folder.segment.parent / "identity.json").write_text("{")
+    code, found = run(capsys, folder.path, "check", "--fix")
+    assert (code, found["problems_left"]) == (1, 1)
+    assert "by hand" in found["identities"][0]["problems"][0]
+
+
+def test_what_an_aborted_start_left_is_no_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ("ab" * 20)).mkdir()
+    (tmp_path / ("ab" * 20) / "users.lock").touch()
+    assert run(capsys, tmp_path, "check")[0] == 0
+
+
 def test_a_foreign_file_is_named_and_left_alone(
     folder: CacheFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:

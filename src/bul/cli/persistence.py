@@ -66,13 +66,14 @@ def _changes(settings: Settings, folder: Path) -> dict[str, object]:
         "cache.enable_persistence": True,
         "cache.persistence_dir": str(folder.resolve()),
     }
-    if settings.origin("cache.disk_bytes_max") == "default":
-        system = os.statvfs(folder)
-        budget = default_budget(system.f_bavail * system.f_frsize, occupied_bytes(folder))
-        if budget is None:
-            hint = f"free space, {OFF_HINT}"
-            raise TierUnavailable(f"too little room is left on the disk of {folder}", hint=hint)
-        changes["cache.disk_bytes_max"] = budget
+    system = os.statvfs(folder)
+    free, used = system.f_bavail * system.f_frsize, occupied_bytes(folder)
+    told = settings.origin("cache.disk_bytes_max") != "default"
+    budget = settings.cache.disk_bytes_max if told else default_budget(free, used)
+    if budget is None or free + used < min(budget, BUDGET_BYTES_MIN):
+        hint = f"free space, name another folder with --persistence-dir, {OFF_HINT}"
+        raise TierUnavailable(f"too little room is left on the disk of {folder}", hint=hint)
+    changes["cache.disk_bytes_max"] = budget
     return changes
 
 

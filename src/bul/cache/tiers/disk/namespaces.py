@@ -34,9 +34,16 @@ class Namespace:
 
 
 def namespaces(root: Path) -> list[Namespace]:
-    """Sorted by name. Raises OSError if `root` cannot be listed."""
+    """Sorted by name. Raises OSError if `root` cannot be listed.
+
+    Without segments and identity.json a folder is what a start left that could not go on: nothing.
+    """
     found = sorted(path for path in root.iterdir() if is_namespace(path.name) and path.is_dir())
-    return [_namespace(path) for path in found]
+    return [_namespace(path) for path in found if _holds_anything(path)]
+
+
+def _holds_anything(path: Path) -> bool:
+    return (path / "identity.json").exists() or any(path.glob("*.seg"))
 
 
 def _namespace(path: Path) -> Namespace:
@@ -45,7 +52,10 @@ def _namespace(path: Path) -> Namespace:
     if digest is not None and namespace_name(digest) == path.name:
         return Namespace(path=path, identity=digest, fields=fields)
     problem = f"{path.name}/identity.json: missing or damaged"
-    return Namespace(path=path, identity=_of_segments(path), fields={}, problem=problem)
+    identity = _of_segments(path)
+    if identity is None:
+        problem += ", and no segment can be read; remove the folder by hand"
+    return Namespace(path=path, identity=identity, fields={}, problem=problem)
 
 
 def _described(path: Path) -> Mapping[str, object]:
