@@ -26,6 +26,7 @@ COMMANDS = {
     "route": "The router alone, in front of replicas.",
     "nginx": "The configuration of an nginx in front of routers or replicas.",
     "restart": "Every replica of a running region anew, without a lost request.",
+    "bench": "Load an OpenAI-compatible endpoint and say what its users felt.",
     "cache": "Look into the KV cache: stats, check, replay, bench, explain.",
     "keys": "Make API keys; only their hashes are kept.",
     "model": "Fetch the built-in model.",

@@ -38,6 +38,8 @@ Origin = str
 FILE_NAME = "bul.toml"
 FILE_VARIABLE = "BUL_CONFIG"
 FILE_BYTES_MAX = 1 << 20
+BENCH_KEY_VARIABLE = "BUL_BENCH_API_KEY"
+"""What `bul bench` shows to the endpoint under test: a secret of somebody else, so no setting."""
 
 SECTIONS: dict[str, type] = {
     "cache": KVCacheConfig,
@@ -221,7 +223,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Origin, obj
     variables = {_variable(key): key for key in _known_keys()}
     found: dict[str, tuple[Origin, object]] = {}
     for name, text in environ.items():
-        if not name.startswith("BUL_") or name == FILE_VARIABLE:
+        if not name.startswith("BUL_") or name in (FILE_VARIABLE, BENCH_KEY_VARIABLE):
             continue
         if name not in variables:
             near = _nearest(name, [*variables, FILE_VARIABLE])

@@ -1,0 +1,1 @@
+"""Loads an OpenAI-compatible endpoint and says what its users felt. Open `load.py` first."""
