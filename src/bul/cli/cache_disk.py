@@ -44,7 +44,7 @@ def opened(folder: Path, identity: bytes) -> Iterator[DiskTier]:
     """One identity's blocks. Raises TierUnavailable."""
     from bul.cache.tiers.disk.tier import DiskTier
 
-    tier = DiskTier(folder, identity, bytes_max=NO_BUDGET, fsync="none")
+    tier = DiskTier(folder, identity, bytes_max=NO_BUDGET, fsync="interval")
     try:
         yield tier
     finally:
