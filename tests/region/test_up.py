@@ -83,12 +83,14 @@ async def test_on_a_second_start_the_cold_figure_is_cold_and_the_warm_one_from_d
     assert all(one["cached_tokens_cold"] == 0 for one in said)
 
 
+@pytest.mark.slow
 async def test_without_persistence_nothing_is_left_on_disk(tmp_path: Path) -> None:
     async with region_process(tmp_path, "--no-persistence") as region:
         assert (await region.wait_for("opening_answered"))["kept"] is False
     assert sorted(names_in(tmp_path / ".bul")) == ["logs", "up.lock"]
 
 
+@pytest.mark.slow
 async def test_a_cache_folder_that_cannot_be_used_is_said_and_the_region_runs(
     tmp_path: Path,
 ) -> None:
