@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import click
 
+from bul.cli.cache_bench import bench_command
 from bul.cli.cache_check import check_command
 from bul.cli.cache_explain import explain_command
 from bul.cli.cache_replay import replay_command
@@ -20,6 +21,7 @@ def command() -> None:
     """Look into the KV cache."""
 
 
+command.add_command(bench_command)
 command.add_command(check_command)
 command.add_command(explain_command)
 command.add_command(replay_command)
