@@ -113,10 +113,10 @@ def test_the_margin_grows_while_too_many_are_slow_and_shrinks_while_too_few() ->
     rising, falling = Fleet(policy()), Fleet(policy())
     rising.settle(4.0, slow_share=0.05)
     falling.settle(4.0, slow_share=0.0)
-    assert rising.state.margin > AdaptiveState().margin > falling.state.margin
+    assert rising.state.margin > policy().margin_start > falling.state.margin
     held = Fleet(policy(violation_max=0.05))
     held.settle(4.0, slow_share=0.05)
-    assert held.state.margin == pytest.approx(AdaptiveState().margin)
+    assert held.state.margin == pytest.approx(held.rule.margin_start)
 
 
 def test_the_margin_is_bounded_and_stands_still_when_the_target_cannot_be_met() -> None:
@@ -126,7 +126,7 @@ def test_the_margin_is_bounded_and_stands_still_when_the_target_cannot_be_met() 
     impossible = Fleet(policy(target_ms=250.0))
     calm = Fleet(policy(target_ms=250.0)).settle(4.0)
     assert impossible.settle(4.0, slow_share=1.0, ttft_idle_ms=345.0) == calm
-    assert impossible.state.margin == AdaptiveState().margin
+    assert impossible.state.margin == impossible.rule.margin_start
 
 
 @pytest.mark.parametrize(("idle_ms", "alerts"), [(250.0, False), (250.1, True), (345.0, True)])

@@ -12,6 +12,7 @@ from bul.scaling.decide import Policy, decide
 from bul.scaling.decision import Direction
 from bul.scaling.registry import POLICY_NAMES, PRESETS, knob_of, make_policy, make_state
 from bul.scaling.rules import RuleState, should_scale_up
+from bul.scaling.signals import Signals
 from bul.testing.signals import signals_at
 
 WIDE = Bounds(min_replicas=1, max_replicas=40)
@@ -138,12 +139,16 @@ def test_ray_waits_for_its_delays() -> None:
     assert min(down) == 1
 
 
+def changed(values: dict[str, Any]) -> Signals:
+    return signals_at(0.0, **values)
+
+
 @pytest.mark.parametrize("name", POLICY_NAMES)
 @pytest.mark.parametrize("broken", [None, float("nan"), float("inf"), -1.0])
 def test_no_policy_moves_without_the_data_that_it_needs(name: str, broken: float | None) -> None:
     policy = make_policy(name, bounds=WIDE)
     for field in policy.needs:
-        signals = signals_at(0.0, **{field: broken})
+        signals = changed({field: broken})
         decision, _ = decide(policy, make_state(name), signals, 0.0)
         assert (decision.direction, decision.replicas) == (Direction.HOLD, 4)
         assert field in decision.reason

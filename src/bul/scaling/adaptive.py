@@ -47,7 +47,7 @@ __all__ = ["Adaptive", "AdaptiveState", "Capacity"]
 
 WORK_S, REPLY_S, NOISE_S, USUAL_S, RECENT_S = 20.0, 120.0, 14_400.0, 7_500.0, 1_800.0
 SHARE, POWER = 0.95, 0.35
-MARGIN_START, MARGIN_MIN, MARGIN_MAX = 3.0, -0.5, 8.0
+MARGIN_MIN, MARGIN_MAX = -0.5, 8.0
 GAIN, GAIN_RECENT, RECENT_MAX = 0.0005 / 15.0, 0.1, 30.0
 HOLD_BASE_S, HOLD_PER_COLD_START = 300.0, 2.5
 SURPRISE_MAX = 30.0
@@ -94,7 +94,7 @@ class AdaptiveState:
     output_tokens_per_s: float = 0.0
     requests_per_second: float = 0.0
     usual_per_second: float = 0.0
-    margin: float = MARGIN_START
+    margin: float = math.nan
     recent: float = 0.0
     peaks: tuple[tuple[float, float], ...] = ()
     last_up_s: float = -math.inf
@@ -137,6 +137,12 @@ class Adaptive:
     def hold_s(self) -> float:
         """A scale-down needs this long without a need for more; longer where mistakes last."""
         return HOLD_BASE_S + HOLD_PER_COLD_START * self.cold_start_s
+
+    @property
+    def margin_start(self) -> float:
+        """A first guess: stricter shares and longer cold starts wanted more in the tuning week."""
+        guess = (3.0 + self.cold_start_s / 150.0) * math.pow(0.01 / self.violation_max, 0.4)
+        return min(guess, MARGIN_MAX)
 
     def desired(
         self, state: AdaptiveState, signals: Signals, now_s: float
@@ -213,7 +219,10 @@ class Adaptive:
             output = min(output, most)
         if math.isnan(state.at_s):
             start = AdaptiveState(
-                output_tokens_per_s=output, requests_per_second=rate, usual_per_second=rate
+                output_tokens_per_s=output,
+                requests_per_second=rate,
+                usual_per_second=rate,
+                margin=self.margin_start,
             )
             return dataclasses.replace(start, at_s=now_s, mean=self._work(start, signals))
         elapsed_s = now_s - state.at_s

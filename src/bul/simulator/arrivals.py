@@ -10,15 +10,17 @@ import csv
 import dataclasses
 import gzip
 import io
+import zlib
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from bul.cache.replay_trace import read_trace
 from bul.errors import ConfigError
 
-__all__ = ["Arrivals", "RateWindows", "draw", "read_azure", "read_windows"]
+__all__ = ["Arrivals", "RateWindows", "draw", "draw_all", "read_workload", "thin"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -40,6 +42,19 @@ class Arrivals:
 
     def __len__(self) -> int:
         return len(self.at_s)
+
+    def where(self, keep: npt.NDArray[np.bool_]) -> Arrivals:
+        """Those whose `keep` is true."""
+        return Arrivals(
+            at_s=self.at_s[keep],
+            prompt_tokens=self.prompt_tokens[keep],
+            output_tokens=self.output_tokens[keep],
+        )
+
+    def between(self, start_s: float, end_s: float) -> Arrivals:
+        """Those in [start_s, end_s), with time counted from `start_s`."""
+        part = self.where((self.at_s >= start_s) & (self.at_s < end_s))
+        return dataclasses.replace(part, at_s=part.at_s - start_s)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,35 +111,77 @@ def draw(windows: RateWindows, index: int, scale: float, rng: np.random.Generato
     )
 
 
+def draw_all(windows: RateWindows, scale: float, seed: int) -> Arrivals:
+    """All windows' requests, in order; the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    parts = [draw(windows, index, scale, rng) for index in range(len(windows.at_s))]
+    return Arrivals(
+        at_s=np.concatenate([part.at_s for part in parts]),
+        prompt_tokens=np.concatenate([part.prompt_tokens for part in parts]),
+        output_tokens=np.concatenate([part.output_tokens for part in parts]),
+    )
+
+
+def thin(arrivals: Arrivals, scale: float, seed: int) -> Arrivals:
+    """Each request kept with probability `scale`; all of them at 1."""
+    if scale >= 1.0:
+        return arrivals
+    keep = np.random.default_rng(seed).random(len(arrivals)) < scale
+    return arrivals.where(keep)
+
+
 def _lengths(mean: float, count: int, rng: np.random.Generator) -> Ints:
     sigma2 = np.log1p(LENGTH_CV**2)
     drawn = rng.lognormal(np.log(max(mean, 1.0)) - sigma2 / 2, np.sqrt(sigma2), size=count)
     return np.maximum(np.rint(drawn), 1).astype(np.int64)
 
 
-def read_windows(path: Path) -> RateWindows:
-    """A CSV of t_s, requests_per_second, cv, clients, tokens_in_mean, tokens_out_mean."""
+def read_workload(path: Path) -> RateWindows | Arrivals:
+    """A CSV of rate windows, an Azure inference trace, or a block trace (JSON lines).
+
+    Prompts of a block trace are counted less what an unbounded prefix cache would hold. Raises
+    ConfigError, or TraceInvalid for a block trace.
+    """
+    if path.name.removesuffix(".gz").endswith((".jsonl", ".json")):
+        return _blocks(path)
     rows = _rows(path)
+    if not rows:
+        raise ConfigError(f"{path}: is empty")
+    if "requests_per_second" in rows[0]:
+        return _windows(path, rows)
+    return _azure(path, rows)
+
+
+def _blocks(path: Path) -> Arrivals:
+    trace, seen = read_trace(path), set[int]()
+    prompts = []
+    for request in trace.requests:
+        held = 0
+        for block in request.path:
+            if block not in seen:
+                break
+            held += 1
+        seen.update(request.path)
+        prompts.append(max(request.input_tokens - held * trace.block_tokens, 1))
+    return Arrivals(
+        at_s=np.array([request.at_s for request in trace.requests], dtype=np.float64),
+        prompt_tokens=np.array(prompts, dtype=np.int64),
+        output_tokens=np.array([max(r.output_tokens, 1) for r in trace.requests], dtype=np.int64),
+    )
+
+
+def _windows(path: Path, rows: list[dict[str, str]]) -> RateWindows:
+    """Columns: t_s, requests_per_second, cv, clients, tokens_in_mean, tokens_out_mean."""
+    names = ("t_s", "requests_per_second", "cv", "tokens_in_mean", "tokens_out_mean")
     try:
-        table = np.array(
-            [
-                [
-                    float(row["t_s"]),
-                    float(row["requests_per_second"]),
-                    float(row["cv"]),
-                    float(row["tokens_in_mean"]),
-                    float(row["tokens_out_mean"]),
-                ]
-                for row in rows
-            ]
-        )
-    except (KeyError, ValueError) as error:
+        table = np.array([[float(row[name]) for name in names] for row in rows])
+    except (KeyError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: not a table of rate windows: {error}") from error
-    if len(table) < 2:
-        raise ConfigError(f"{path}: needs at least two windows, has {len(table)}")
+    if len(table) < 2 or not np.isfinite(table).all() or (np.diff(table[:, 0]) <= 0).any():
+        raise ConfigError(f"{path}: needs at least two windows, in order of time, all numbers")
     return RateWindows(
         window_s=float(table[1, 0] - table[0, 0]),
-        at_s=table[:, 0],
+        at_s=table[:, 0] - table[0, 0],
         requests_per_second=table[:, 1],
         cv=table[:, 2],
         prompt_tokens_mean=table[:, 3],
@@ -132,27 +189,27 @@ def read_windows(path: Path) -> RateWindows:
     )
 
 
-def read_azure(path: Path) -> Arrivals:
-    """The Azure LLM inference traces: TIMESTAMP, ContextTokens, GeneratedTokens."""
-    rows = _rows(path)
+def _azure(path: Path, rows: list[dict[str, str]]) -> Arrivals:
+    """Columns: TIMESTAMP, ContextTokens, GeneratedTokens."""
     try:
         times = [datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp() for row in rows]
         prompt = [int(row["ContextTokens"]) for row in rows]
         output = [int(row["GeneratedTokens"]) for row in rows]
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: not an Azure inference trace: {error}") from error
     at_s = np.array(times)
+    order = np.argsort(at_s, kind="stable")
     return Arrivals(
-        at_s=at_s - (at_s[0] if len(at_s) else 0.0),
-        prompt_tokens=np.maximum(np.array(prompt, dtype=np.int64), 1),
-        output_tokens=np.maximum(np.array(output, dtype=np.int64), 1),
+        at_s=at_s[order] - at_s[order[0]],
+        prompt_tokens=np.maximum(np.array(prompt, dtype=np.int64), 1)[order],
+        output_tokens=np.maximum(np.array(output, dtype=np.int64), 1)[order],
     )
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    return list(csv.DictReader(io.StringIO(text.decode())))
+        text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        return list(csv.DictReader(io.StringIO(text.decode())))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error

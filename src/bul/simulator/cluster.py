@@ -1,8 +1,8 @@
 """A region in virtual time: replicas, router, scaler, one seed; the production `decide` decides.
 
 Exact at the level of requests: three events a request (arrival, prefill done, reply done), no
-event per token (see `replica.py`). Routing goes to the ready replica with the least prompt work,
-unless the caller passes another `pick`.
+event per token (see `replica.py`). Routing goes to the ready replica with a free slot and the least prompt
+work, unless the caller passes another `pick`.
 
 Replica-hours count every replica that exists at the end of a tick: cold starts and drains are paid
 for.
@@ -31,16 +31,18 @@ Pick = Callable[[Sequence[ReplicaModel], int], int]
 
 
 def _least_work(replicas: Sequence[ReplicaModel], turn: int) -> int:
-    """Index of the replica with the least prompt work queued, then the fewest requests.
+    """Index of a replica with a free slot if there is one, then the least prompt work queued.
 
-    What the router's cost comes to when no prompt shares a prefix. Ties go round with `turn`.
+    What the router's cost comes to when no prompt shares a prefix; a slot is waited for in
+    seconds, a prompt in tenths. Then the fewest requests; ties go round with `turn`.
     """
     count = len(replicas)
-    best, best_load = 0, (math.inf, 0)
+    best, best_load = 0, (True, math.inf, 0)
     for step in range(count):
         index = (turn + step) % count
         model = replicas[index]
-        load = (model.prefill_backlog, model.in_flight)
+        in_flight = model.in_flight
+        load = (in_flight >= model.profile.slots, model.prefill_backlog, in_flight)
         if load < best_load:
             best, best_load = index, load
     return best
