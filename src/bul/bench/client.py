@@ -324,7 +324,6 @@ class Client:
             }
         )
         data = b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
-        loop = asyncio.get_running_loop()
         sample.sent_s = now_s()
         connection = await self._connection(sample)
         if connection is None:

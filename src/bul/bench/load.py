@@ -65,6 +65,8 @@ class Run:
     cpu_s: float = 0.0
     warmup: int = 0
     interrupted: bool = False
+    cut_off: list[Sample] = dataclasses.field(default_factory=list)
+    """What was under way when `stop` was set; in no figure."""
 
     @property
     def measured(self) -> list[Sample]:
@@ -100,6 +102,7 @@ async def run_load(
     run.ended_s = now_s()
     run.cpu_s = time.process_time() - cpu_s
     if run.interrupted:  # what Ctrl-C cut off says nothing about the service
+        run.cut_off = [sample for sample in run.samples if sample.error == "unfinished"]
         run.samples = [sample for sample in run.samples if sample.error != "unfinished"]
     return run
 

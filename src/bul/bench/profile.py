@@ -90,7 +90,7 @@ async def measure_profile(
         ttft.append((float(best_s.prompt_tokens - best_s.cached_tokens), best_s.ttft_s))
     if slots is None:
         say(f"{SLOTS_PROBED_MAX} replies at once, to see how many begin")
-        slots = _slots(_ok(await _together(client, stop, SLOTS_PROBED_MAX, seed, 1)))
+        slots = await _find_slots(client, seed)
     gaps: list[Point] = []
     for n in sorted({1, max(slots // 4, 1), max(slots // 2, 1), slots}):
         say(f"{n} replies at once")
@@ -127,9 +127,16 @@ def _ok(run: Run) -> list[Sample]:
     return run.samples
 
 
-def _slots(samples: Sequence[Sample]) -> int:
-    first_end_s = min(sample.done_s for sample in samples)
-    return max(sum(sample.first_s < first_end_s for sample in samples), 1)
+async def _find_slots(client: Client, seed: int) -> int:
+    """How many of many replies have begun when the first one ends; the rest is cut off."""
+    ended = asyncio.Event()
+    prompts = _prompts(seed * 1000 + 1, SHORT_PROMPT_TOKENS, OUTPUT_TOKENS)
+    limits = Limits(requests=SLOTS_PROBED_MAX, concurrency=SLOTS_PROBED_MAX)
+    run = await run_load(client, prompts, limits, stop=ended, on_done=lambda _: ended.set())
+    found = [sample for sample in run.samples + run.cut_off if sample.first_s > 0.0]
+    if not found:
+        raise BulError("no reply began: the slots cannot be counted", hint="name them with --slots")
+    return len(found)
 
 
 def _gap_s(samples: Sequence[Sample]) -> float:

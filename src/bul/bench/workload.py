@@ -168,7 +168,10 @@ def arrival_times(rate: float, cv: float, seed: int) -> Iterator[float]:
         raise ConfigError(f"rate must be above 0, was {rate}")
     if not 0 <= cv <= 10:
         raise ConfigError(f"cv must be in [0, 10], was {cv}")
-    rng = random.Random(f"arrivals/{seed}")
+    return _renewal(rate, cv, random.Random(f"arrivals/{seed}"))
+
+
+def _renewal(rate: float, cv: float, rng: random.Random) -> Iterator[float]:
     at_s = 0.0
     while True:
         yield at_s
@@ -193,6 +196,12 @@ def from_trace(
     for name, value, most in (("time_scale", time_scale, 1e6), ("length_scale", length_scale, 100)):
         if not (math.isfinite(value) and 0 <= value <= most):
             raise ConfigError(f"{name} must be in [0, {most:g}], was {value}")
+    return _played(trace, seed, time_scale, length_scale)
+
+
+def _played(
+    trace: Trace, seed: int, time_scale: float, length_scale: float
+) -> Iterator[Conversation]:
     block = max(1, round(trace.block_tokens * length_scale))
     for number, request in enumerate(trace.requests):
         rest = request.input_tokens - len(request.path) * trace.block_tokens
