@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import httpx
 import pytest
 
+from bul.cache.engine import UltraAdaptiveKVCacheEngine
+from bul.config import ServeConfig
+from bul.inference.timed import TimedCore
 from bul.service.auth import hash_key
-from bul.testing.replica import ReplicaUnderTest, running_replica
+from bul.service.cache_pages import Explainer
+from bul.testing.replica import INSTANT, ReplicaUnderTest, running_replica
 
 MODEL = "bul-timed"
 PROMPT = "word" * 200
@@ -89,3 +96,20 @@ async def test_nobody_learns_about_another_tenant_s_blocks() -> None:
             assert (await nobody.get("/cache/stats")).status_code == 401
     assert 'bul_tenant_prompt_tokens_total{tenant_class="keyed"} 200.0' in metrics
     assert '"ana"' not in metrics
+
+
+def test_only_who_may_see_totals_hears_of_other_identities() -> None:
+    core = TimedCore(ServeConfig(), INSTANT)
+    theirs = {**dataclasses.asdict(core.identity), "weights": "other", "digest": "00"}
+    ours = {**dataclasses.asdict(core.identity), "digest": core.identity.digest().hex()}
+    engine = UltraAdaptiveKVCacheEngine(identity=core.identity)
+    explainer = Explainer(cache=engine, core=core, identities=lambda: [ours, theirs])
+    told, untold = (
+        json.loads(explainer.explain(range(64), b"", identities=may)) for may in (True, False)
+    )
+    assert len(untold["reasons"]) == 1
+    (reason,) = told["reasons"][1:]
+    assert "weights is" in reason
+    assert "there 'other'" in reason
+    engine.close()
+    core.close()
