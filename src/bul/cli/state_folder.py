@@ -5,6 +5,7 @@ killed region never has to be cleaned up after by hand.
 
     .bul/up.lock      held while the region runs; holds the owner's process id
     .bul/logs/*.log   what the replicas said, bounded
+    .bul/cache/       KV on disk, bounded (`persistence.py`)
 """
 
 from __future__ import annotations
