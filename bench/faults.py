@@ -1,0 +1,312 @@
+"""What users lose when replicas die, restart, freeze or drown: lost requests and the slowest one.
+
+    make bench-faults                             four to five minutes; bench/out/faults.json
+    .venv/bin/python bench/faults.py --quick      a smoke run, about a minute
+    .venv/bin/python bench/faults.py --only kill --only sigstop
+
+Real `bul up` and `bul serve` processes on the timed engine, real nginx. Rows:
+
+    kill               kill -9 of a replica, again and again, under whole (non-streamed) requests
+    control_no_retry   the same with the router's retries off: must lose some
+    rolling_restart    `bul restart` under load, half of it streams
+    control_no_drain   the same load, each replica killed instead of drained: must lose streams
+    sigstop            a replica is frozen (SIGSTOP) for four seconds
+    nginx_front        nginx with our configuration; replicas restart in place, one is added and
+                       one removed with a reload
+    control_guide_nginx  the scaling guide's snippet; replicas restart in place: must lose some
+    overload_5x        five times what the replicas can do, in an open loop
+    overload_5x_limit_set  the same with route.in_flight_max = 12, instead of a limit that is found
+    control_no_shedding  the same without limits and queues: must collapse
+
+`failed` counts answers that were not whole or not 200. With overload_5x being turned away is the
+service's duty, so there `failed` counts what got neither an answer nor a 429 or 503.
+`goodput_share`: of the requests, those answered within `slo_ms`; with overload, answers within
+`slo_ms` per second, as a share of the peak that the same replicas reach without overload.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from _fault_load import OpenLoop, Sample, allow_many_files
+
+from bul.router.nginx import NginxFront, render
+from bul.testing.nginx import free_port, guide_conf, running_nginx
+from bul.testing.region_process import BulProcess, bul_process, region_process
+from bul.testing.replica_set import ReplicaSet
+from bul.testing.request_load import RequestLoad
+from bul.testing.waiting import eventually
+
+HERE = Path(__file__).resolve().parent
+SLO_S = 1.0
+FAST = {"BUL_TIMED_DECODE_TOKENS_PER_S": "200"}
+NO_RETRY = {"BUL_ROUTE_RETRY_SHARE": "0", "BUL_ROUTE_RETRIES_AT_LEAST": "0"}
+SHEDDING = {"BUL_ROUTE_FIRST_BYTE_TARGET_S": "0.5", "BUL_ROUTE_QUEUE_DEADLINE_S": "0.3"}
+LIMIT_SET = {"BUL_ROUTE_IN_FLIGHT_MAX": "12"}
+NO_SHEDDING = {
+    "BUL_ROUTE_IN_FLIGHT_MAX": "1000000",
+    "BUL_ROUTE_QUEUE_DEADLINE_S": "3600",
+    "BUL_SERVE_WAITING_MAX": "1000000",
+}
+FROZEN_S = 4.0
+RECOVERY_S = 12.0
+"""Half the peak's load after the overload."""
+
+Row = dict[str, object]
+Bench = Callable[[Path, bool], Awaitable[Row]]
+
+
+@contextlib.asynccontextmanager
+async def region(
+    folder: Path, replicas: int, environ: dict[str, str]
+) -> AsyncIterator[tuple[BulProcess, str]]:
+    """A ready `bul up` and its router's URL."""
+    flags = ("--replicas", str(replicas))
+    async with region_process(folder, *flags, environ=FAST | environ) as running:
+        url = (await running.wait_for("ready"))["url"]
+        await running.wait_for("opening_answered")
+        yield running, str(url)
+
+
+def row(load: RequestLoad, slo_s: float = SLO_S, **more: object) -> Row:
+    """Of a closed loop."""
+    kept = sum(latency_s <= slo_s for latency_s in load.latencies_s)
+    return {
+        "requests": load.requests,
+        "failed": len(load.lost),
+        "slowest_ms": round(max(load.latencies_s, default=0.0) * 1000, 1),
+        "goodput_share": round(kept / max(load.requests, 1), 4),
+        "slo_ms": slo_s * 1000,
+        "streams": load.streams,
+        **more,
+    }
+
+
+async def kill_one(running: BulProcess, name: str) -> None:
+    """SIGKILL, and wait until its next life is ready."""
+    lives = len(running.said("replica_ready"))
+    os.kill(running.replica_pids()[name], signal.SIGKILL)
+    await eventually(f"{name} is back", lambda: len(running.said("replica_ready")) > lives, 30)
+
+
+async def killing(folder: Path, environ: dict[str, str], kills: int, requests: int) -> Row:
+    replicas, every_s = 5, 2.4
+    async with (
+        region(folder, replicas, environ) as (running, url),
+        RequestLoad(url, clients=12, pause_s=0.01) as load,
+    ):
+        await load.more(100)
+        for number in range(kills):
+            began_s = time.monotonic()
+            await kill_one(running, f"replica-{number % replicas}")
+            await asyncio.sleep(every_s - (time.monotonic() - began_s))
+        if load.requests < requests:
+            await load.more(requests - load.requests, 60)
+    return row(load, kills=kills)
+
+
+async def kill(folder: Path, quick: bool) -> Row:
+    return await killing(folder, {}, *((3, 300) if quick else (20, 10_000)))
+
+
+async def control_no_retry(folder: Path, quick: bool) -> Row:
+    return await killing(folder, NO_RETRY, *((3, 300) if quick else (5, 1000)))
+
+
+async def rolling_restart(folder: Path, quick: bool) -> Row:
+    async with (
+        region(folder, 3, {}) as (_, url),
+        RequestLoad(url, clients=8, max_tokens=32, stream_every=2) as load,
+    ):
+        await load.more(50)
+        for _ in range(1 if quick else 3):
+            async with bul_process(["restart"], folder) as command:
+                assert await command.ended() == 0, command.errors
+        await load.more(50)
+    return row(load)
+
+
+async def control_no_drain(folder: Path, quick: bool) -> Row:
+    async with (
+        region(folder, 3, {}) as (running, url),
+        RequestLoad(url, clients=8, max_tokens=32, stream_every=2) as load,
+    ):
+        await load.more(50)
+        for number in range(1 if quick else 3):
+            await kill_one(running, f"replica-{number}")
+        await load.more(50)
+    return row(load)
+
+
+async def sigstop(folder: Path, quick: bool) -> Row:
+    async with (
+        region(folder, 3, {}) as (running, url),
+        RequestLoad(url, clients=8, max_tokens=8, stream_every=2) as load,
+    ):
+        await load.more(100)
+        pid = running.replica_pids()["replica-1"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(FROZEN_S)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await load.more(50 if quick else 200)
+    return row(load, frozen_ms=FROZEN_S * 1000)
+
+
+async def behind_nginx(folder: Path, *, ours: bool) -> Row:
+    def conf(urls: list[str]) -> str:
+        if not ours:
+            return guide_conf(urls, port, folder)
+        listen = f"127.0.0.1:{port}"
+        return render(NginxFront(upstreams=urls, listen=listen, folder=str(folder)))
+
+    port, file = free_port(), folder / "nginx.conf"
+    async with contextlib.AsyncExitStack() as stack:
+        replicas = ReplicaSet(folder, stack, FAST)
+        await replicas.start("a", "b", "c")
+        file.write_text(conf(replicas.urls))
+        nginx = await stack.enter_async_context(running_nginx(file, port))
+        async with RequestLoad(
+            nginx.url, clients=8, max_tokens=16, stream_every=2, keep=False
+        ) as load:
+            await load.more(100)
+            for name in ("a", "b", "c"):
+                await replicas.restart_in_place(name)
+                await load.more(100)
+            if ours:
+                await replicas.start("d")
+                await nginx.reload(conf(replicas.urls))
+                await load.more(200)
+                replicas.forget("a")
+                await nginx.reload(conf(replicas.urls))
+                await replicas.remove("a")
+            await load.more(200)
+    return row(load)
+
+
+async def nginx_front(folder: Path, _quick: bool) -> Row:
+    return await behind_nginx(folder, ours=True)
+
+
+async def control_guide_nginx(folder: Path, _quick: bool) -> Row:
+    return await behind_nginx(folder, ours=False)
+
+
+async def overloading(folder: Path, environ: dict[str, str], overload_s: float) -> Row:
+    """Two replicas of four slots; an answer takes some 0.16 s without a queue. The peak is what
+    16 users get in a closed loop.
+    """
+    environ = {"BUL_TIMED_DECODE_TOKENS_PER_S": "50"} | environ
+    async with region(folder, 2, environ) as (_, url):
+        async with RequestLoad(url, clients=16, max_tokens=8) as closed:
+            await closed.more(20)
+            began_s, before = time.monotonic(), closed.answers
+            await asyncio.sleep(6.0)
+            peak = (closed.answers - before) / (time.monotonic() - began_s)
+        loop = OpenLoop(url, max_tokens=8)
+        samples = await loop.run((5 * peak, overload_s), (peak / 2, RECOVERY_S))
+        loop.close()
+    return overload_row(samples, peak, overload_s)
+
+
+def overload_row(every: list[Sample], peak: float, overload_s: float) -> Row:
+    """recovery_s: from the end of the overload to the last request that was not kept."""
+    samples = [sample for sample in every if sample.due_s < overload_s]
+    after = [sample for sample in every if sample.due_s >= overload_s]
+    kept = [sample for sample in samples if sample.kept(SLO_S)]
+    accepted = sorted(sample.latency_s for sample in samples if sample.status == 200)
+    bad = [sample.due_s - overload_s for sample in after if not sample.kept(SLO_S)]
+    p95_s = accepted[int(0.95 * (len(accepted) - 1))] if accepted else 0.0
+    return {
+        "requests": len(samples),
+        "failed": sum(sample.status not in (200, 429, 503) for sample in samples),
+        "slowest_ms": round(max(accepted, default=0.0) * 1000, 1),
+        "goodput_share": round(len(kept) / overload_s / peak, 4),
+        "slo_ms": SLO_S * 1000,
+        "accepted": len(accepted),
+        "accepted_p95_ms": round(p95_s * 1000, 1),
+        "peak_per_s": round(peak, 1),
+        "overload_s": overload_s,
+        "recovery_s": round(max(bad, default=0.0), 2),
+    }
+
+
+async def overload_5x(folder: Path, quick: bool) -> Row:
+    return await overloading(folder, SHEDDING, 8.0 if quick else 60.0)
+
+
+async def overload_5x_limit_set(folder: Path, quick: bool) -> Row:
+    return await overloading(folder, SHEDDING | LIMIT_SET, 8.0 if quick else 12.0)
+
+
+async def control_no_shedding(folder: Path, quick: bool) -> Row:
+    return await overloading(folder, NO_SHEDDING, 8.0 if quick else 15.0)
+
+
+BENCHES: tuple[Bench, ...] = (
+    kill,
+    control_no_retry,
+    rolling_restart,
+    control_no_drain,
+    sigstop,
+    nginx_front,
+    control_guide_nginx,
+    overload_5x,
+    overload_5x_limit_set,
+    control_no_shedding,
+)
+
+
+def measure(bench: Bench, quick: bool) -> Row:
+    """One row, by a fresh event loop in a fresh folder; a bench that cannot run says so."""
+    name = bench.__name__
+    print(f"[faults] {name}", file=sys.stderr)
+    began_s = time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory(prefix="bul-faults-") as folder:
+            found = asyncio.run(asyncio.wait_for(bench(Path(folder), quick), 180))
+    except (AssertionError, OSError, TimeoutError) as error:
+        found = {"error": f"{error!r}"[:500]}
+    return {"name": name, **found, "seconds": round(time.monotonic() - began_s, 1)}
+
+
+def show(rows: list[Row]) -> None:
+    head = ("requests", "failed", "slowest_ms", "goodput_share", "seconds")
+    print(f"{'':23}" + "".join(f"{name:>14}" for name in head))
+    for found in rows:
+        if "error" in found:
+            print(f"{found['name']:23}could not run: {found['error']}")
+        else:
+            print(f"{found['name']:23}" + "".join(f"{found[name]:>14}" for name in head))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", action="append", help="a row's name; may be repeated")
+    options = parser.parse_args()
+    allow_many_files()
+    wanted = [b for b in BENCHES if not options.only or b.__name__ in options.only]
+    rows = [measure(bench, options.quick) for bench in wanted]
+    show(rows)
+    out = HERE / "out"
+    out.mkdir(exist_ok=True)
+    machine = {"cpus": os.cpu_count(), "quick": options.quick}
+    (out / "faults.json").write_text(
+        json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
