@@ -62,7 +62,8 @@ def command(**values: object) -> None:
     """A region on this machine: router on port 8000, replicas behind it, supervised.
 
     Answers one real prompt twice and prints both times to the first token: computed, then with
-    the KV cache. Ctrl-C lets running answers finish and leaves nothing behind.
+    the KV cache. Ctrl-C lets running answers finish and leaves no process behind; KV stays on
+    disk, so that the next start is warm from its first request.
 
     Example: bul up --replicas 2 --engine timed
     """
