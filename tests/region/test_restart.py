@@ -149,6 +149,16 @@ async def test_a_restart_that_is_interrupted_leaves_as_many_replicas_as_there_we
     assert found["under_way"] is None
 
 
+async def test_scale_to_grows_and_shrinks_a_region(region: BulProcess, tmp_path: Path) -> None:
+    assert region.said("ready")
+    for replicas in (3, 1):
+        async with bul_process(["scale", "to", str(replicas), "--json"], tmp_path) as command:
+            assert await command.ended() == 0
+        assert command.events[0]["replicas"] == replicas
+        states = [found["state"] for found in (await status(tmp_path))["replicas"]]
+        assert states == ["ready"] * replicas
+
+
 async def test_two_restarts_at_a_time_are_refused(region: BulProcess, tmp_path: Path) -> None:
     first = asyncio.create_task(restart(tmp_path))
     await eventually("it has begun", lambda: len(region.said("replica_started")) == 3)

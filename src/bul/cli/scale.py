@@ -8,13 +8,15 @@ from __future__ import annotations
 import click
 
 from bul.cli.scale_simulate import simulate_command
+from bul.cli.scale_to import to_command
 
 __all__ = ["command"]
 
 
 @click.group("scale")
 def command() -> None:
-    """The autoscaler: simulate it on a trace."""
+    """Resize a running region; simulate the autoscaler on a trace."""
 
 
 command.add_command(simulate_command)
+command.add_command(to_command)
