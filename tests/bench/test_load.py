@@ -32,14 +32,24 @@ def chunked(data: bytes) -> bytes:
 
 @contextlib.asynccontextmanager
 async def serving(handle: Handler) -> AsyncIterator[str]:
+    writers: list[asyncio.StreamWriter] = []
+
     async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            await handle(reader, writer)
-        writer.close()
+        writers.append(writer)
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                await handle(reader, writer)
+        finally:
+            writer.close()
 
     server = await asyncio.start_server(one, "127.0.0.1", 0)
-    async with server:
+    try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.01)  # the transports close in the loop's next turns
 
 
 async def read_request(reader: asyncio.StreamReader) -> None:
