@@ -73,9 +73,12 @@ class RouterNet:
     def __init__(self, stack: contextlib.AsyncExitStack) -> None:
         self._stack = stack
 
-    async def router(self, *upstreams: FakeUpstream, wait: bool = True, **settings: Any) -> Router:
+    async def router(
+        self, *upstreams: FakeUpstream | str, wait: bool = True, **settings: Any
+    ) -> Router:
+        """A router over these fakes, or over replicas at these URLs."""
         settings = {"port": 0, "probe_interval_s": 0.05, "header_timeout_s": 5.0} | settings
-        urls = tuple(upstream.url for upstream in upstreams)
+        urls = tuple(found if isinstance(found, str) else found.url for found in upstreams)
         router = Router(RouteConfig(replicas=urls, **settings))
         await router.start()
         self._stack.push_async_callback(router.stop)
