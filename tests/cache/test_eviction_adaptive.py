@@ -95,7 +95,7 @@ def test_the_shadow_hits_exactly_what_lru_hits() -> None:
     def note(hits: int, shadow_hits: int, asked: int) -> None:
         seen.append((hits, shadow_hits))
 
-    policy._guard.judge = note  # type: ignore[method-assign]
+    policy._guard.judge = note  # type: ignore[method-assign]  # listens
     hits = []
     for request in trace.requests[:1200]:
         if request.path:
@@ -121,7 +121,7 @@ def test_the_guard_follows_lru_while_it_loses_and_tries_again_when_the_loss_has_
 
 def test_while_the_guard_says_so_the_policy_evicts_as_lru() -> None:
     policy, lru = Adaptive(40), make_policy("lru", 40)
-    policy._guard.judge = lambda hits, shadow_hits, asked: None  # type: ignore[method-assign]
+    policy._guard.judge = lambda hits, shadow_hits, asked: None  # type: ignore[method-assign]  # mute
     policy._guard.follow_lru = True
     trace = _paths(seed=2, sessions=150, regular=0.2)
     for request in trace.requests:
@@ -189,10 +189,8 @@ def test_the_model_learns_that_one_kind_returns_and_another_does_not() -> None:
     assert model.index(likely, 0, 5.0) > 5 * model.index(unlikely, 0, 5.0)
 
 
-def test_what_is_remembered_of_absent_blocks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adaptive, "GHOSTS_MIN", 50)
-    monkeypatch.setattr(adaptive, "UNFINISHED_MAX", 20)
-    policy = Adaptive(30)
+def test_what_is_remembered_of_absent_blocks_is_bounded() -> None:
+    policy = Adaptive(30, ghosts_min=50, unfinished_max=20)
     for request in _paths(seed=3, sessions=300, regular=0.1).requests:
         policy.access(Access(path=request.path, now_s=request.at_s))
         assert len(policy._ghosts) <= 80
@@ -204,4 +202,4 @@ def test_time_that_runs_backwards_is_taken_as_standing_still() -> None:
     policy = Adaptive(4)
     policy.access(Access(path=["a", "b"], now_s=100.0))
     policy.access(Access(path=["c"], now_s=1.0))
-    assert policy._nodes["c"].last.at_s == 100.0  # type: ignore[attr-defined]
+    assert policy._nodes["c"].last.at_s == 100.0  # type: ignore[attr-defined]  # Adaptive's own node

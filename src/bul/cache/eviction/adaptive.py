@@ -70,7 +70,16 @@ class Adaptive(TreePolicy):
 
     name = "adaptive"
 
-    def __init__(self, capacity: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        seed: int = 0,
+        *,
+        ghosts_min: int = GHOSTS_MIN,
+        unfinished_max: int = UNFINISHED_MAX,
+    ) -> None:
+        self._ghosts_min = ghosts_min
+        self._unfinished_max = unfinished_max
         super().__init__(capacity, seed)
         self._random = random.Random(seed)
         self._model = ReuseModel(seed)
@@ -202,7 +211,7 @@ class Adaptive(TreePolicy):
 
     def _expect_finish(self, last_key: Hashable, request: RequestMemory) -> None:
         self._unfinished[last_key] = request
-        if len(self._unfinished) > UNFINISHED_MAX:
+        if len(self._unfinished) > self._unfinished_max:
             self._unfinished.popitem(last=False)
 
     def _weigh_depths(self, length: int, block_tokens: int) -> None:
@@ -296,7 +305,7 @@ class Adaptive(TreePolicy):
     def _tidy(self) -> None:
         """Keep what is remembered of absent blocks, and the list of leaves, within their limits."""
         ghosts = self._ghosts
-        while len(ghosts) > GHOSTS_PER_BLOCK * self.capacity + GHOSTS_MIN:
+        while len(ghosts) > GHOSTS_PER_BLOCK * self.capacity + self._ghosts_min:
             ghosts.popitem(last=False)  # a plain dict would search its emptied front each time
         if len(self._leaves) > 2 * len(self._nodes) + SAMPLE_LEAVES:
             self._leaves = [leaf for leaf in self._leaves if self._listed(leaf)]
