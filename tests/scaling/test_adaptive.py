@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bul.scaling.adaptive import Adaptive, AdaptiveState, Capacity
+from bul.scaling.adaptive import AIM, Adaptive, AdaptiveState, Capacity
 from bul.scaling.bounds import Bounds
 from bul.scaling.decide import decide
 from bul.scaling.decision import Decision, Direction
@@ -40,7 +40,7 @@ class Fleet:
         values = {
             "output_tokens_per_s": work * 390.0,
             "prefill_tokens_per_s": 0.0,
-            "slow_share": self.rule.violation_max,
+            "slow_share": AIM * self.rule.violation_max,
         } | changed
         signals = signals_at(self.now_s, self.replicas, **values)
         decision, self.state = decide(self.rule, self.state, signals, self.now_s)
@@ -115,7 +115,7 @@ def test_the_margin_grows_while_too_many_are_slow_and_shrinks_while_too_few() ->
     falling.settle(4.0, slow_share=0.0)
     assert rising.state.margin > policy().margin_start > falling.state.margin
     held = Fleet(policy(violation_max=0.05))
-    held.settle(4.0, slow_share=0.05)
+    held.settle(4.0, slow_share=AIM * 0.05)
     assert held.state.margin == pytest.approx(held.rule.margin_start)
 
 

@@ -1,8 +1,8 @@
 """A region in virtual time: replicas, router, scaler, one seed; the production `decide` decides.
 
 Exact at the level of requests: three events a request (arrival, prefill done, reply done), no
-event per token (see `replica.py`). Routing goes to the ready replica with a free slot and the least prompt
-work, unless the caller passes another `pick`.
+event per token (see `replica.py`). Routing goes to the ready replica with a free slot and the
+least prompt work, unless the caller passes another `pick`.
 
 Replica-hours count every replica that exists at the end of a tick: cold starts and drains are paid
 for.

@@ -7,8 +7,8 @@ simplified, and why it is near the truth:
   recursion, vectorised: wait_i = c_i - min(0, min_{j<=i} c_j) with c the running sum of
   service minus gap). The router sends a prompt to the least prompt work, so the split queue
   behaves nearly like the pooled one.
-- Running replies are a fluid R with R' = arrivals - mu * min(R, slots * n); what exceeds the
-  slots waits for one.
+- Running replies are a fluid R with R' = arrivals - mu * min(R, slots * n), in steps of a second;
+  what exceeds the slots waits for one.
 - A replica that drains is billed for one mean reply.
 
 `make bench-scaling` prints its error against the exact simulation of `cluster.py`.
@@ -34,6 +34,8 @@ __all__ = ["CoarseRegion"]
 State = TypeVar("State")
 QUANTILE_TICKS = 4
 POOLING = 0.5
+CROWDING = 1.0
+"""Replies end at random, not evenly: slots run out this many square roots early (fitted)."""
 _NONE = np.empty(0)
 
 
@@ -62,6 +64,7 @@ class CoarseRegion(Generic[State]):
         self._ready = replicas
         self._pending: list[float] = []  # when each will be ready, ascending
         self._running = 0.0
+        self._bins = math.ceil(tick_s)
         self._left_s = 0.0  # prompt work still queued at the end of the last tick, pooled seconds
         self._reply_tokens = 1.0
         self._billed_s: list[float] = []
@@ -111,18 +114,18 @@ class CoarseRegion(Generic[State]):
         """Arrivals of one tick against the present replicas; returns their TTFT in seconds."""
         profile, n, tick_s = self._profile, self._ready, self._tick_s
         count, slots = len(at_s), n * profile.slots
-        running = min(self._running, slots)
-        turn_s = profile.decode_base_s + profile.decode_each_s * running / n
         if count:
             self._reply_tokens = output / count
-        prefilling = min(alone_total_s / (tick_s * n), 0.95)
-        done_per_s = (1.0 - prefilling) / (turn_s * self._reply_tokens)  # of one running reply
         before = self._running
-        settled = count / tick_s / done_per_s
-        if max(before, settled) <= slots:
-            self._running = settled + (before - settled) * math.exp(-done_per_s * tick_s)
-        else:
-            self._running = max(before + count - done_per_s * slots * tick_s, 0.0)
+        held_s = (alone_total_s + float(turns.sum()) * profile.decode_base_s) / max(count, 1)
+        prefilling = min(alone_total_s / (tick_s * n), 0.95)
+        for _ in range(2):  # the second time with what the first found to be running meanwhile
+            running = (min(before, slots) + min(self._running, slots)) / 2.0
+            turn_s = profile.decode_base_s + profile.decode_each_s * running / n
+            # A slot is held through the prefill too.
+            done_per_s = 1.0 / (self._reply_tokens * turn_s / (1.0 - prefilling) + held_s)
+            arrived = np.bincount((at_s - start_s).astype(np.int64), minlength=self._bins).tolist()
+            levels = self._levels(before, arrived, done_per_s, slots)
         if not count:
             self._left_s = max(self._left_s - tick_s, 0.0)
             return _NONE
@@ -137,11 +140,24 @@ class CoarseRegion(Generic[State]):
         # A pooled server makes a second prompt wait where n replicas would start it at once.
         spare_s = POOLING * (n - 1) / n * float(service_s.mean())
         ttft = np.maximum(wait_s - spare_s, 0.0) + service_s
-        if before + count > slots:
-            leaving = done_per_s * min((before + self._running) / 2.0, slots)
-            taken = before + np.arange(1, count + 1) - leaving * since_s
-            ttft += np.maximum(taken - slots, 0.0) / (slots * done_per_s)
+        free = slots - CROWDING * math.sqrt(slots)
+        if max(levels) > free:
+            over = np.maximum(np.array(levels) - free, 0.0) / (slots * done_per_s)
+            ttft += over[(at_s - start_s).astype(np.int64)]
         return ttft
+
+    def _levels(
+        self, before: float, arrived: list[int], done_per_s: float, slots: int
+    ) -> list[float]:
+        """Requests that hold or want a slot in each second of the tick; keeps the last."""
+        stay, leave = math.exp(-done_per_s), done_per_s * slots
+        level, levels = before, []
+        for count in arrived:
+            levels.append(level + count / 2.0)
+            level += count
+            level = level * stay if level <= slots else max(level - leave, slots * stay)
+        self._running = level
+        return levels
 
     def _tick(self, now_s: float, ttft: Floats, prompt_tokens: float) -> None:
         tick_s, slots = self._tick_s, self._ready * self._profile.slots

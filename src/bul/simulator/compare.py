@@ -52,7 +52,7 @@ _SETTINGS: Mapping[str, tuple[float, ...]] = MappingProxyType(
         "oracle": (1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
     }
 )
-_ASKED = (0.4, 0.7, 0.9, 1.0, 2.2, 5.0)
+_ASKED = (0.4, 0.7, 0.85, 1.0, 2.2, 5.0)
 """`adaptive` is asked to hold these multiples of the share that the experiment asks for."""
 FIVE_MINUTES_S = 300.0
 BUCKET_REQUESTS_MIN = 20

@@ -1,0 +1,79 @@
+"""One replica in virtual time, against arithmetic done by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from bul.errors import ConfigError
+from bul.simulator.replica import PROFILES, Job, ReplicaModel, ReplicaProfile, profile_of
+
+PROFILE = ReplicaProfile(
+    name="test",
+    prefill_tokens_per_s=1000.0,
+    decode_base_s=0.1,
+    decode_each_s=0.0,
+    slots=1,
+    chunk_tokens=100,
+    cache_tokens=1000,
+)
+
+
+def finish(model: ReplicaModel) -> None:
+    while (at_s := model.next_event_s()) < float("inf"):
+        model.advance(at_s)
+        model.finish_due()
+
+
+def test_an_idle_replica_takes_prompt_over_rate_and_then_a_turn_a_token() -> None:
+    model, job = ReplicaModel(PROFILE, 0.0), Job(0.0, 500, 11)
+    model.submit(job)
+    finish(model)
+    assert job.first_token_s == pytest.approx(0.5)
+    assert job.done_s == pytest.approx(0.5 + 10 * 0.1)
+    assert PROFILE.idle_ttft_s(500) == pytest.approx(0.5)
+
+
+def test_a_request_without_a_slot_waits_for_one() -> None:
+    model = ReplicaModel(PROFILE, 0.0)
+    first, second = Job(0.0, 100, 11), Job(0.0, 100, 1)
+    model.submit(first)
+    model.submit(second)
+    assert (model.running, len(model.waiting)) == (1, 1)
+    finish(model)
+    assert second.started_s == pytest.approx(first.done_s)
+    assert second.first_token_s == pytest.approx(first.done_s + 0.1)
+
+
+def test_a_prompt_shares_its_turns_with_those_that_decode() -> None:
+    """A turn is 100 tokens of prompt (0.1 s) and a token of the other (0.1 s)."""
+    profile = profile_of({**_fields(PROFILE), "slots": 2}, "two")
+    model, old, new = ReplicaModel(profile, 0.0), Job(0.0, 1, 1000), Job(0.0, 500, 1)
+    model.submit(old)
+    model.advance(model.next_event_s())
+    model.finish_due()
+    started_s = model.now_s
+    model.submit(new)
+    model.advance(model.next_event_s())
+    model.finish_due()
+    assert new.first_token_s - started_s == pytest.approx(5 * 0.2)
+
+
+def _fields(profile: ReplicaProfile) -> dict[str, object]:
+    return {name: getattr(profile, name) for name in ReplicaProfile.__dataclass_fields__}
+
+
+def test_what_a_dead_replica_held_comes_back_unfinished() -> None:
+    model = ReplicaModel(PROFILE, 0.0)
+    jobs = [Job(0.0, 100, 5), Job(0.0, 100, 5)]
+    for job in jobs:
+        model.submit(job)
+    assert {id(job) for job in model.drop_all()} == {id(job) for job in jobs}
+    assert model.next_event_s() == float("inf")
+
+
+def test_a_profile_file_is_checked() -> None:
+    with pytest.raises(ConfigError, match="unknown field colour"):
+        profile_of({"colour": "red"}, "mine")
+    with pytest.raises(ConfigError, match="prefill_tokens_per_s must be above 0"):
+        profile_of({**_fields(PROFILE), "prefill_tokens_per_s": 0.0}, "mine")
+    assert PROFILES["8b"].output_tokens_per_s == pytest.approx(16 / 0.041)
