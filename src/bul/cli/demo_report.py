@@ -141,10 +141,11 @@ def _restart_keys(report: Report) -> dict[str, object]:
 def print_table(report: Report) -> None:
     """The table for people, on stdout."""
     table = Table(title=f"{report.model}, engine {report.engine}, greedy")
-    table.add_column("conversation")
-    for name in ("turn", "prompt tokens", "from cache", "TTFT without", "TTFT with"):
-        table.add_column(name, justify="right")
-    table.add_column("same text?")
+    table.add_column("conversation", no_wrap=True)
+    # Two short lines each: the whole table fits into 80 columns, one row a turn.
+    for name in ("turn", "prompt\ntokens", "from\ncache", "TTFT\nwithout", "TTFT\nwith"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("same\ntext?")
     for turn in report.turns:
         table.add_row(
             turn.conversation,
