@@ -75,9 +75,8 @@ def vars_of(error: object) -> dict[str, object]:
 
 def print_part(found: Mapping[str, object]) -> None:
     print(f"\n\nprofile {found['profile']}, cold start {found['cold_start_s']:g} s, second week")
-    print(
-        f"{'policy':9}{'setting':>9} {'':7}{'violations':>11}{'worst 5m':>9}{'hours':>8}{'turns':>7}"
-    )
+    titles = ("setting", "", "violations", "worst 5m", "hours", "turns")
+    print("policy   {:>9} {:7}{:>11}{:>9}{:>8}{:>7}".format(*titles))
     table = found["rows"]
     assert isinstance(table, list)
     for row in table:
@@ -98,9 +97,8 @@ def print_part(found: Mapping[str, object]) -> None:
         if own and rivals:
             best = min(rivals, key=lambda name: rivals[name])
             less = 1.0 - own / rivals[best]
-            print(
-                f"at {share}: adaptive {own:.0f} h, best rule {best} {rivals[best]:.0f} h, {less:+.1%}"
-            )
+            rule = f"best rule {best} {rivals[best]:.0f} h"
+            print(f"at {share}: adaptive {own:.0f} h, {rule}: {less:.1%} less")
 
 
 def main() -> None:

@@ -65,6 +65,7 @@ RIM = (
     "src/bul/inference/model_file.py",
     "src/bul/metrics/process.py",
     "src/bul/scaling/drivers/",
+    "src/bul/scaling/lease.py",  # a lock file
     "src/bul/simulator/arrivals.py",  # traces
     "src/bul/testing/",
 )

@@ -1,0 +1,79 @@
+"""A driver and a signal source for tests of the scaling loop, with faults on demand.
+
+Refuses to start anything: replicas are names. `faults` are used up one a call, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from bul.clock import Clock
+from bul.errors import DriverError
+from bul.scaling.drivers.contract import Replica, ReplicaState
+from bul.scaling.signals import Signals
+from bul.testing.signals import signals_at
+
+__all__ = ["FakeDriver", "FakeSource"]
+
+Fault = Literal["none", "fail", "fail_after", "hang", "half"]
+
+
+class FakeDriver:
+    """fail: refuses; fail_after: does it, then raises; hang: until `release`; half: does half."""
+
+    def __init__(self, replicas: int = 2) -> None:
+        self.states: list[ReplicaState] = ["ready"] * replicas
+        self.wishes: list[int] = []
+        self.faults: deque[Fault] = deque()
+        self.list_fails = False
+        self._released = asyncio.Event()
+
+    async def replicas(self) -> Sequence[Replica]:
+        if self.list_fails:
+            raise DriverError("the socket is gone")
+        return [
+            Replica(name=f"r{index}", url=f"http://127.0.0.1:{index}", state=state)
+            for index, state in enumerate(self.states)
+        ]
+
+    async def scale_to(self, replicas: int) -> None:
+        self.wishes.append(replicas)
+        fault = self.faults.popleft() if self.faults else "none"
+        if fault == "fail":
+            raise DriverError("no room")
+        if fault == "hang":
+            await self._released.wait()
+        if fault == "half":
+            replicas = (replicas + len(self.states)) // 2
+        change = replicas - len(self.states)
+        self.states = self.states[:replicas] + ["pending"] * max(change, 0)
+        if fault == "fail_after":
+            raise DriverError("started, then lost the answer")
+
+    async def close(self) -> None:
+        self.states = []
+
+    def become_ready(self) -> None:
+        self.states = ["ready"] * len(self.states)
+
+    def release(self) -> None:
+        """Let a hanging call go on."""
+        self._released.set()
+
+
+class FakeSource:
+    """Signals of the present, changed by `values`; None or an exception when told so."""
+
+    def __init__(self, clock: Clock, **values: Any) -> None:
+        self._clock = clock
+        self.values = values
+        self.silent = False
+        self.broken = False
+
+    async def signals(self) -> Signals | None:
+        if self.broken:
+            raise OSError("connection refused")
+        return None if self.silent else signals_at(self._clock.now_s(), **self.values)
