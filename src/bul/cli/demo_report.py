@@ -140,16 +140,17 @@ def _restart_keys(report: Report) -> dict[str, object]:
 
 def print_table(report: Report) -> None:
     """The table for people, on stdout."""
-    table = Table(title=f"{report.model}, engine {report.engine}, greedy")
+    title = f"{report.model}, engine {report.engine}, greedy"
+    table = Table(title=title, padding=(0, 1, 0, 0))
     table.add_column("conversation", no_wrap=True)
     # Two short lines each: the whole table fits into 80 columns, one row a turn.
     for name in ("turn", "prompt\ntokens", "from\ncache", "TTFT\nwithout", "TTFT\nwith"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("same\ntext?")
+    table.add_column("same\ntext", no_wrap=True)
     for turn in report.turns:
         table.add_row(
             turn.conversation,
-            f"{turn.turn} again" if turn.after_restart else str(turn.turn),
+            f"{turn.turn}, again" if turn.after_restart else str(turn.turn),
             str(turn.prompt_tokens),
             str(turn.cached_tokens),
             f"{turn.ttft_cold_ms / 1000:.2f} s",
