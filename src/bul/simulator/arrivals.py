@@ -32,9 +32,12 @@ CV_MAX = 4.0
 """Burstiness is capped here, as in the figures of the notes that ours are compared with."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Arrivals:
-    """Requests in time order. Arrays of one length: seconds, prompt tokens, output tokens."""
+    """Requests in time order. Arrays of one length: seconds, prompt tokens, output tokens.
+
+    Compared by identity: what is worked out for one is kept for the next policy.
+    """
 
     at_s: Floats
     prompt_tokens: Ints
