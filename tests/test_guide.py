@@ -1,0 +1,91 @@
+"""The scaling guide's snippets run, with their obvious slips mended."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import bul
+from bul import KVCacheConfig, UltraAdaptiveKVCacheEngine, should_scale_up
+
+PHASES: dict[str, dict[str, object]] = {
+    "scale up": {"max_tokens": 16384, "enable_distributed": True, "num_workers": 64},
+    "1": {"max_tokens": 4096, "enable_prefetch": True, "prefetch_size": 8},
+    "2": {
+        "max_tokens": 8192,
+        "enable_prefetch": True,
+        "prefetch_size": 16,
+        "enable_persistence": True,
+    },
+    "3": {
+        "max_tokens": 16384,
+        "enable_distributed": True,
+        "enable_prefetch": True,
+        "prefetch_size": 32,
+    },
+    "4": {
+        "max_tokens": 16384,
+        "enable_distributed": True,
+        "distributed_backend": "nccl",
+        "enable_prefetch": True,
+        "prefetch_size": 32,
+    },
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_every_config_of_the_guide_can_be_written_anywhere(phase: str) -> None:
+    config = KVCacheConfig(**PHASES[phase])  # type: ignore[arg-type]  # a table of mixed fields
+    assert config.max_tokens == PHASES[phase]["max_tokens"]
+
+
+def test_the_engine_gets_and_sets_as_in_the_guide() -> None:
+    async def snippet() -> tuple[object, object, object]:
+        engine = UltraAdaptiveKVCacheEngine(
+            KVCacheConfig(max_tokens=4096, enable_prefetch=True, prefetch_size=8)
+        )
+        try:
+            await engine.set("empty", b"")
+            missing = await engine.get("missing")
+            await engine.set("zero", 0)
+            return await engine.get("empty"), missing, await engine.get("zero")
+        finally:
+            engine.close()
+
+    # The guide's `if result:` would take the first and the last for misses.
+    assert asyncio.run(snippet()) == (b"", None, 0)
+
+
+QUIET = {
+    "requests_per_second": 10.0,
+    "p95_latency": 500.0,
+    "cpu_utilization": 0.8,
+    "memory_utilization": 0.5,
+    "cache_hit_rate": 0.5,
+    "error_rate": 0.01,
+    "active_connections": 3.0,
+}
+
+
+def test_nothing_scales_up_at_the_guides_thresholds() -> None:
+    assert not should_scale_up(QUIET)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("requests_per_second", 1000.5),
+        ("p95_latency", 500.5),
+        ("cpu_utilization", 0.81),
+        ("error_rate", 0.011),
+    ],
+)
+def test_each_of_the_guides_four_reasons_scales_up_alone(name: str, value: float) -> None:
+    assert should_scale_up(QUIET | {name: value})
+
+
+def test_public_names_are_all_there_and_no_other_is() -> None:
+    assert all(getattr(bul, name) is not None for name in bul.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = bul.Nothing
