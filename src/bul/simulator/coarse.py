@@ -92,6 +92,7 @@ class CoarseRegion(Generic[State]):
         self._ready = replicas
         self._pending: list[float] = []  # when each will be ready, ascending
         self._running = 0.0
+        self._mean_running = self._mean_waiting = 0.0
         self._bins = math.ceil(tick_s)
         self._left_s = 0.0  # prompt work still queued at the end of the last tick, pooled seconds
         self._reply_tokens = 1.0
@@ -171,7 +172,10 @@ class CoarseRegion(Generic[State]):
     def _levels(
         self, before: float, arrived: list[int], done_per_s: float, slots: int
     ) -> list[float]:
-        """Requests that hold or want a slot in each second of the tick; keeps the last."""
+        """Requests that hold or want a slot in each second of the tick; keeps the last and means.
+
+        The means are what a region's own metrics show: in flight over the window, not at its end.
+        """
         stay, leave = math.exp(-done_per_s), done_per_s * slots
         level, levels = before, []
         for count in arrived:
@@ -179,10 +183,12 @@ class CoarseRegion(Generic[State]):
             level += count
             level = level * stay if level <= slots else max(level - leave, slots * stay)
         self._running = level
+        self._mean_running = sum(levels) / len(levels)
+        self._mean_waiting = sum(x - slots for x in levels if x > slots) / len(levels)
         return levels
 
     def _tick(self, now_s: float, ttft: Floats, prompt_tokens: float) -> None:
-        tick_s, slots = self._tick_s, self._ready * self._profile.slots
+        tick_s = self._tick_s
         self._billed_s.append((self._ready + len(self._pending)) * tick_s)
         while self._pending and self._pending[0] <= now_s:
             self._pending.pop(0)
@@ -195,9 +201,9 @@ class CoarseRegion(Generic[State]):
             ttft_p95_ms=self._p95_ms(ttft) if self._wants_quantile else None,
             slow_share=float(np.count_nonzero(ttft > self._slo_s)) / max(len(ttft), 1),
             queue_delay_ms=self._left_s * 1000.0,
-            utilization=min(self._running / max(self._ready, 1), 1.0),
-            in_flight=self._running + self._left_s * len(ttft) / tick_s,
-            waiting=max(self._running - slots, 0.0) + self._left_s * len(ttft) / tick_s,
+            utilization=min(self._mean_running / max(self._ready, 1), 1.0),
+            in_flight=self._mean_running + self._left_s * len(ttft) / tick_s,
+            waiting=self._mean_waiting + self._left_s * len(ttft) / tick_s,
             prefill_tokens_per_s=prompt_tokens / tick_s,
             output_tokens_per_s=len(ttft) * self._reply_tokens / tick_s,
             error_rate=0.0,
