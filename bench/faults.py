@@ -214,6 +214,7 @@ async def overloading(folder: Path, environ: dict[str, str], overload_s: float) 
             began_s, before = time.monotonic(), closed.answers
             await asyncio.sleep(6.0)
             peak = (closed.answers - before) / (time.monotonic() - began_s)
+        assert peak > 0, f"nobody was answered: {closed.lost[:1]}"
         loop = OpenLoop(url, max_tokens=8)
         samples = await loop.run((5 * peak, overload_s), (peak / 2, RECOVERY_S))
         loop.close()
