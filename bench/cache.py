@@ -41,6 +41,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from _cache_compression import compression_rows
 from _cache_large import large_rows
 from _cache_prefetch import match_rows, prefetch_rows
 from _cache_stores import STORES, Store
@@ -48,6 +49,7 @@ from xxhash import xxh3_128_digest
 
 SIZES = {"64 kB": 64 << 10, "370 kB": 370 << 10, "3 MB": 3 << 20}
 BATCH = 32
+PARTS = ["tiers", "prefetch", "compression", "match"]
 TOTAL_BYTES = 256 << 20
 ALWAYS_TOTAL_BYTES = 24 << 20
 Row = dict[str, Any]
@@ -216,7 +218,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="an eighth of the data")
     parser.add_argument("--large", action="store_true", help="the 10 M-block run instead")
     parser.add_argument("--blocks", type=int, default=10_000_000, help="of the --large run")
-    parser.add_argument("--only", choices=["tiers", "prefetch", "match"], default=None)
+    parser.add_argument("--only", choices=PARTS, default=None)
     parser.add_argument("--folder", type=Path, default=None, help="where to write; default: TMPDIR")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bul-bench-", dir=given.folder))
@@ -230,6 +232,8 @@ def main() -> None:
                 rows += tier_rows(total_bytes, folder, 2 if given.quick else 3)
             if given.only in (None, "prefetch"):
                 rows += prefetch_rows(folder)
+            if given.only in (None, "compression"):
+                rows += compression_rows(folder)
             if given.only in (None, "match"):
                 rows += match_rows(100_000 if given.quick else 1_000_000)
     finally:
