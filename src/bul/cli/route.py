@@ -32,6 +32,7 @@ __all__ = ["command", "make_router"]
 @setting("route.probe_timeout_s", "--probe-timeout-s")
 @setting("route.retry_share", "--retry-share", help="Second tries per request, at most.")
 @setting("route.retries_at_least", "--retries-at-least", help="In ten seconds, allowed always.")
+@setting("route.hedge_delay_min_s", "--hedge-delay-min-s", help="Silence before a second replica.")
 @setting("route.residency_tokens", "--residency-tokens", help="KV that a replica keeps, about.")
 @setting("route.in_flight_max", "--in-flight-max", help="Of one replica; adapts below it.")
 @setting("route.first_byte_target_s", "--first-byte-target-s", help="Later is overload; 0: off.")

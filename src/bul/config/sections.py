@@ -209,6 +209,8 @@ class RouteConfig:
     a client's time for a request's head, its body, and between two requests. retry_share: second
     tries per request of the last ten seconds, of which `retries_at_least` are always allowed.
     residency_tokens: how much KV a replica is believed to keep, by the policy `prefix`.
+    hedge_delay_min_s: a prompt whose answer has not begun after this long, nor after twice the
+    95th percentile of its kind, goes to a second replica too, within the same budget; 0: never.
     in_flight_max: requests under way at one replica, at most; a 429, or a first byte later than
     first_byte_target_s (0: no target), lowers that replica's limit until its answers are good
     again. queue_max, queue_deadline_s: requests that wait for room, and for how long.
@@ -228,6 +230,7 @@ class RouteConfig:
     probe_timeout_s: float = 1.0
     retry_share: float = 0.2
     retries_at_least: int = 10
+    hedge_delay_min_s: float = 0.25
     residency_tokens: int = 262_144
     in_flight_max: int = 256
     first_byte_target_s: float = 0.0
@@ -248,6 +251,7 @@ class RouteConfig:
         _in_range("probe_timeout_s", self.probe_timeout_s, 0.01, 60)
         _in_range("retry_share", self.retry_share, 0, 1)
         _whole("retries_at_least", self.retries_at_least, 0, 1_000_000)
+        _in_range("hedge_delay_min_s", self.hedge_delay_min_s, 0, 3600)
         _whole("residency_tokens", self.residency_tokens, 0, 1 << 32)
         _whole("in_flight_max", self.in_flight_max, 1, 1_000_000)
         _in_range("first_byte_target_s", self.first_byte_target_s, 0, 3600)

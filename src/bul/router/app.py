@@ -20,8 +20,9 @@ from bul.router.budget import RetryBudget
 from bul.router.client import ClientConnection
 from bul.router.exchange import Exchange
 from bul.router.health import FAILURES_MAX, Prober
+from bul.router.hedge import FirstBytes
 from bul.router.http1 import Request, error_response
-from bul.router.prompt import NO_PROMPT, Prompt, read_prompt
+from bul.router.prompt import Prompt, read_prompt
 from bul.router.rates import Rates
 from bul.router.replica import IDLE_S, READY, REMOVED, Replica
 from bul.router.route import choose, choose_prefix
@@ -49,7 +50,10 @@ class Router:
         """The time, as of the last sweep: deadlines are no finer than that."""
         self.completed = self.cancelled = self.retries = self.refused = 0
         self.broken = self.timeouts = self.invalid = self.slow_clients = self.turned_away = 0
+        self.hedges = self.hedges_won = 0
         self.rates = Rates()
+        self.first_bytes = FirstBytes(config.hedge_delay_min_s)
+        self.hedges_at_all = config.hedge_delay_min_s > 0
         self.waiting = WaitingLine(config.queue_max, config.queue_deadline_s)
         self._gate = gate
         self._replicas: dict[str, Replica] = {}
@@ -163,7 +167,7 @@ class Router:
             return
         client.deadline_s = math.inf
         self._budget.request(self.coarse_s)
-        prompt = read_prompt(request) if self.config.policy == "prefix" else NO_PROMPT
+        prompt = read_prompt(request, hints=self.config.policy == "prefix")
         exchange = Exchange(self, client, request, prompt)
         client.exchange = exchange
         exchange.dispatch()
@@ -221,6 +225,11 @@ class Router:
             prober.eject()
         prober.soon()
 
+    def outrun(self, replica: Replica) -> None:
+        """A second replica answered before this one began; three in a row eject it."""
+        self.hedges_won += 1
+        self.failed(replica)
+
     def probe_soon(self, replica: Replica) -> None:
         prober = self._probers.get(replica.url)
         if prober is not None:
@@ -277,5 +286,7 @@ class Router:
                 exchange = client.exchange
                 if exchange is not None and exchange.deadline_s < now_s:
                     exchange.expire()
+                elif exchange is not None:
+                    exchange.hedge(now_s)
                 elif client.deadline_s < now_s:
                     client.expire()

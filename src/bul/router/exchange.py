@@ -1,18 +1,19 @@
 """One request on its way: dispatched, perhaps tried again elsewhere, answered or given up.
 
-Refuses a second try once a byte of an answer has gone to the client, and a third when the retry
-budget says no. An answer that breaks off is never passed off as whole: a stream of events gets
-an error event, anything else a broken connection.
+Refuses a second try once a byte of an answer has gone to the client, and any that the retry
+budget does not allow. A try that is only silent is not given up: it stays as a rival (`hedge.py`)
+of the second one, and whoever answers first has won. An answer that breaks off is never passed
+off as whole: a stream of events gets an error event, anything else a broken connection.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import typing
 
-import msgspec
-
-from bul.router.http1 import Request, error_response
+from bul.router.hedge import Rival
+from bul.router.http1 import Request, error_response, stream_error
 from bul.router.prompt import Prompt
 from bul.router.replica import DOWN, READY, REMOVED, UNREADY, Replica
 from bul.router.upstream import UpstreamConnection
@@ -42,6 +43,7 @@ class Exchange:
         "_dialling",
         "_in_line",
         "_prompt",
+        "_rival",
         "_router",
         "_sent_s",
         "_stale",
@@ -49,6 +51,7 @@ class Exchange:
         "_tried",
         "_upstream",
         "deadline_s",
+        "hedge_s",
         "replica",
         "request",
         "started",
@@ -59,7 +62,7 @@ class Exchange:
     ) -> None:
         self.request = request
         self._prompt = prompt
-        self._to_compute = 0.0
+        self._to_compute = prompt.tokens
         self._ahead = 0
         self._sent_s = 0.0
         self._in_line = False
@@ -72,6 +75,9 @@ class Exchange:
         self._dialling: asyncio.Task[None] | None = None
         self._tried: tuple[Replica, ...] = ()
         self._stale = 0
+        self._rival: Rival | None = None
+        self.hedge_s = math.inf
+        """When a second replica is asked."""
 
     def dispatch(self) -> None:
         """Send the request to the replica that the policy picks; wait in line if none has room,
@@ -82,14 +88,47 @@ class Exchange:
             self._in_line = False
             self.deadline_s = router.coarse_s + router.config.response_timeout_s
         replica = router.pick(self._prompt, self._tried)
-        if replica is None:
+        if replica is not None:
+            self._send(replica)
+        elif self._rival is not None:
+            self.promote_rival()
+        else:
             self._wait_or_give_up()
+
+    def hedge(self, now_s: float) -> None:
+        """Ask a second replica as well if it is time. That costs from the retry budget, unless the
+        first one is out: then nobody believes that it will answer.
+        """
+        replica = self.replica
+        if self.started or self._rival is not None or replica is None:
             return
+        is_out = replica.state == DOWN and self._router.hedges_at_all and self._prompt.may_repeat
+        if not is_out and now_s < self.hedge_s:
+            return
+        upstream = self._upstream
+        if upstream is None or upstream.got_bytes:
+            return  # a dial has a deadline of its own
+        router = self._router
+        tried = (*self._tried, replica)
+        other = router.pick(self._prompt, tried)
+        if other is None or not (is_out or router.may_retry(tried)):
+            return
+        router.hedges += 1
+        router.probe_soon(replica)
+        self._rival = Rival(
+            self, upstream, sent_s=self._sent_s, to_compute=self._to_compute, ahead=self._ahead
+        )
+        self._tried = tried
+        self._send(other)
+
+    def _send(self, replica: Replica) -> None:
+        router = self._router
         self.replica = replica
         self._sent_s = router.now_s()
         self._ahead = replica.in_flight
         if self._prompt.hints:
             self._note(replica)
+        self.hedge_s = self._sent_s + router.first_bytes.delay_s(self._prompt, self._to_compute)
         replica.in_flight += 1
         replica.requests += 1
         if replica.idle and not self._stale:
@@ -101,6 +140,7 @@ class Exchange:
         """The client has gone: so does the connection to the replica, which then stops too."""
         self._client = None
         self._leave_line()
+        self.rival_lost()
         self._release(close=True)
         self._router.cancelled += 1
 
@@ -109,6 +149,7 @@ class Exchange:
         if self._in_line:
             self._shed()
             return
+        self.rival_lost()
         self._router.timeouts += 1
         if self.replica is not None:
             self._router.failed(self.replica)
@@ -130,12 +171,18 @@ class Exchange:
         replica = upstream.replica
         if upstream.status == 429:
             replica.limit.overloaded(replica.in_flight)
-        if upstream.status not in (429, 503) or not self._router.may_retry((*self._tried, replica)):
+        if upstream.status not in (429, 503):
+            self._outrun_rival()
+            return False
+        if self._rival is None and not self._router.may_retry((*self._tried, replica)):
             return False
         if upstream.status == 503 and replica.state == READY:
             replica.set_state(UNREADY)  # the next probe knows better
             self._router.probe_soon(replica)
-        self._retry(replica)
+        if self._rival is not None:
+            self.promote_rival()
+        else:
+            self._retry(replica)
         return True
 
     def start(self, data: bytes) -> None:
@@ -182,7 +229,41 @@ class Exchange:
         self._router.failed(replica)
         self._failed(reason, status=502)
 
+    # What the rival calls.
+
+    def promote_rival(self) -> None:
+        """The first try is the only one from now on: it answers after all, or the second failed."""
+        rival, self._rival = self._rival, None
+        assert rival is not None
+        self._leave_line()
+        self._release(close=True)
+        self.replica = rival.replica
+        self._upstream = rival.upstream
+        rival.upstream.exchange = self
+        self._sent_s, self._ahead = rival.sent_s, rival.ahead
+        self._to_compute = rival.to_compute
+        self.hedge_s = math.inf
+        self.deadline_s = self._router.coarse_s + self._router.config.response_timeout_s
+        if self._client is not None and self._client.write_paused:
+            self.pause()
+
+    def rival_lost(self, *, failed: bool = False) -> None:
+        """The first try, if there is one, is over. failed: by its replica's fault."""
+        rival, self._rival = self._rival, None
+        if rival is None:
+            return
+        rival.upstream.close()
+        rival.replica.in_flight -= 1
+        self._router.freed()
+        if failed:
+            self._router.failed(rival.replica)
+
     # The rest is its own.
+
+    def _outrun_rival(self) -> None:
+        if (rival := self._rival) is not None:
+            self.rival_lost()
+            self._router.outrun(rival.replica)
 
     def _note(self, replica: Replica) -> None:
         """Remember what this dispatch leaves to compute, and that the replica will hold it."""
@@ -194,6 +275,7 @@ class Exchange:
         replica, router = self.replica, self._router
         assert replica is not None
         waited_s = router.now_s() - self._sent_s
+        router.first_bytes.observe(self._prompt, self._to_compute, waited_s)
         if self._prompt.hints:
             router.rates.observe(self._to_compute, self._ahead, waited_s * 1000)
         target_s = router.config.first_byte_target_s
@@ -243,6 +325,8 @@ class Exchange:
         self._release(close=True)
         if self.started:
             self._break_off(reason, upstream)
+        elif self._rival is not None:
+            self.promote_rival()
         elif replica is not None and self._router.may_retry((*self._tried, replica)):
             self._retry(replica)
         else:
@@ -310,15 +394,7 @@ class Exchange:
         if client is None:
             return
         if upstream is not None and upstream.may_add_event:
-            client.write(_error_event(reason))
+            client.write(stream_error(reason))
             client.answered(close=True)
         else:
             client.abort()
-
-
-def _error_event(reason: str) -> bytes:
-    """The last event of a stream that broke off, and the end of its chunks."""
-    error = {"message": reason, "type": "server_error", "param": None, "code": "stream_broken"}
-    # Blank lines first: they end an event whose end did not come, so that ours stands alone.
-    event = b"\n\ndata: " + msgspec.json.encode({"error": error}) + b"\n\n"
-    return b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)

@@ -25,6 +25,7 @@ __all__ = [
     "RequestReader",
     "error_response",
     "response",
+    "stream_error",
 ]
 
 HEAD_BYTES_MAX = 32 * 1024
@@ -297,3 +298,11 @@ def error_response(
     document = {"error": {"message": message, "type": kind, "param": None, "code": code}}
     extra = b"retry-after: %d\r\n" % retry_after_s if retry_after_s else b""
     return response(status, msgspec.json.encode(document), extra=extra, close=close)
+
+
+def stream_error(reason: str) -> bytes:
+    """The last event of a stream that broke off, and the end of its chunks."""
+    error = {"message": reason, "type": "server_error", "param": None, "code": "stream_broken"}
+    # Blank lines first: they end an event whose end did not come, so that ours stands alone.
+    event = b"\n\ndata: " + msgspec.json.encode({"error": error}) + b"\n\n"
+    return b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)

@@ -24,6 +24,8 @@ _COUNTERS = {
     "completed": "Answers passed on to their end.",
     "cancelled": "Requests whose client left first.",
     "retries": "Second tries on another replica.",
+    "hedges": "Requests that a second replica got as well, because the first was silent.",
+    "hedges_won": "Hedged requests that the second replica answered first.",
     "refused": "Requests for which no replica was ready.",
     "queued": "Requests that waited for a replica to have room.",
     "shed": "Requests turned away because none had room in time.",

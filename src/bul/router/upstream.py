@@ -18,6 +18,7 @@ from bul.router.replica import Replica
 
 if typing.TYPE_CHECKING:
     from bul.router.exchange import Exchange
+    from bul.router.hedge import Rival
 
 __all__ = ["UpstreamConnection"]
 
@@ -38,7 +39,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
-        self.exchange: Exchange | None = None
+        self.exchange: Exchange | Rival | None = None
         self.transport: asyncio.Transport | None = None
         self.idled_s = 0.0
         self.since_s = 0.0
@@ -49,7 +50,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._in_body = False
         self._reset()
 
-    def begin(self, exchange: Exchange, data: bytes) -> None:
+    def begin(self, exchange: Exchange | Rival, data: bytes) -> None:
         """Send a whole request; its answer goes to `exchange`."""
         assert self.exchange is None
         assert self.transport is not None
@@ -139,7 +140,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._lines: list[bytes] = []
         self._held.clear()
 
-    def _read_head(self, exchange: Exchange, data: bytes) -> bytes | None:
+    def _read_head(self, exchange: Exchange | Rival, data: bytes) -> bytes | None:
         """Returns what follows the head, or None while there is nothing to pass on."""
         if self._buffer:
             data = self._buffer + data
@@ -174,7 +175,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser_keeps_alive = self._parser.should_keep_alive()
         return self.status != 101 and self._messages == 1
 
-    def _begin_body(self, exchange: Exchange, head: bytes) -> None:
+    def _begin_body(self, exchange: Exchange | Rival, head: bytes) -> None:
         request = exchange.request
         bodiless = request.method == b"HEAD" or self.status in (204, 304)
         self._until_close = not bodiless and not self._chunked and self._length < 0
@@ -208,7 +209,7 @@ class UpstreamConnection(asyncio.Protocol):
             )
         )
 
-    def _read_body(self, exchange: Exchange, data: bytes) -> None:
+    def _read_body(self, exchange: Exchange | Rival, data: bytes) -> None:
         if data and not self._until_close and not self._feed(data):
             self._garbage(exchange, "the replica's answer is not framed as it said")
             return
@@ -233,7 +234,7 @@ class UpstreamConnection(asyncio.Protocol):
             return False
         return self._messages == 1 and (self._chunked or self._left >= 0)
 
-    def _end(self, exchange: Exchange) -> None:
+    def _end(self, exchange: Exchange | Rival) -> None:
         self.exchange = None
         if self._parser_keeps_alive and not exchange.request.http10:
             exchange.ended(self)
@@ -241,7 +242,7 @@ class UpstreamConnection(asyncio.Protocol):
             exchange.ended(None)
             self.close()
 
-    def _garbage(self, exchange: Exchange, reason: str) -> None:
+    def _garbage(self, exchange: Exchange | Rival, reason: str) -> None:
         self.exchange = None
         exchange.upstream_lost(self, reason)
         self.close()
