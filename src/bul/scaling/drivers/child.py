@@ -23,6 +23,7 @@ import msgspec
 from bul.clock import Clock, SystemClock
 from bul.errors import DriverError
 from bul.scaling.drivers import leash
+from bul.scaling.drivers.allocator import with_one_heap
 from bul.scaling.drivers.contract import Replica, ReplicaState
 from bul.scaling.drivers.logfile import BoundedLog
 from bul.scaling.drivers.restarts import RestartLimits, Restarts, after_exit
@@ -170,7 +171,7 @@ class Child:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                env=dict(plan.environ),
+                env=with_one_heap(plan.environ),
                 start_new_session=True,  # a Ctrl-C at the terminal is the parent's to handle
             )
         except OSError as error:
