@@ -14,6 +14,7 @@ from bul.inference.timed import TimedCore
 from bul.service.auth import hash_key
 from bul.service.cache_pages import Explainer
 from bul.testing.replica import INSTANT, ReplicaUnderTest, running_replica
+from bul.testing.until import until
 
 MODEL = "bul-timed"
 PROMPT = "word" * 200
@@ -32,6 +33,8 @@ async def test_stats_are_the_engine_s_own(
     replica: ReplicaUnderTest, client: httpx.AsyncClient
 ) -> None:
     await ask(client)
+    # The runner releases its match, and with it counts, just after the answer has gone out.
+    await until(lambda: replica.cache.stats()["engine"]["matches_alive"] == 0)
     found = (await client.get("/cache/stats")).json()
     assert found["parts"]["ram"]["blocks"] == 3
     assert set(found["parts"]) == set(replica.cache.stats())

@@ -29,8 +29,8 @@ bounded, and stands still while even an idle replica misses the target.
 
 Worked number: mean 4.2, noise2 0.09, margin 4: need = 4.0 + 4 * 0.3 * 1.65 = 6.0 replicas.
 
-A season was tried and left out: over a lead of five minutes the day's wave moves the rate by one
-or two percent, the jumps between two windows of ten minutes by 22 (standard deviation).
+No season and no trend; neither was tried. Over a lead of minutes the day's wave moves the rate by
+little beside the jumps between two windows of ten minutes, 22 percent (standard deviation).
 """
 
 from __future__ import annotations

@@ -74,7 +74,6 @@ PROFILES = {
         slots=4,
         chunk_tokens=64,
         cache_tokens=16_384,
-        measured=True,
     ),
     "8b": ReplicaProfile(
         name="8b",
@@ -95,8 +94,8 @@ PROFILES = {
         cache_tokens=600_000,
     ),
 }
-"""`embedded`: fitted to a 2-core machine (prefill 134-173 tokens/s on 2 threads, decode 31-35 alone
-and 99.5 for four together). The others are round, not measured: an 8B model on one mid-range GPU,
+"""`embedded`: rounded from figures of a 2-core machine, not by `bul bench --profile-out` (prefill
+134-173 tokens/s on 2 threads, decode 31-35 alone and 99.5 for four together). The others are round, not measured: an 8B model on one mid-range GPU,
 70B on four."""
 
 
