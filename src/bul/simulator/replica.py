@@ -94,9 +94,9 @@ PROFILES = {
         cache_tokens=600_000,
     ),
 }
-"""`embedded`: rounded from figures of a 2-core machine, not by `bul bench --profile-out` (prefill
-134-173 tokens/s on 2 threads, decode 31-35 alone and 99.5 for four together). The others are round, not measured: an 8B model on one mid-range GPU,
-70B on four."""
+"""`embedded`: rounded from figures of a 2-core machine, not fitted by `bul bench --profile-out`
+(prefill 134-173 tokens/s on 2 threads, decode 31-35 alone and 99.5 for four together). The others
+are round numbers, not measurements: an 8B model on one mid-range GPU, 70B on four."""
 
 
 def profile_of(values: Mapping[str, object], name: str) -> ReplicaProfile:
