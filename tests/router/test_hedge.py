@@ -36,7 +36,7 @@ def test_slow_kinds_wait_longer_and_what_may_not_repeat_is_never_hedged() -> Non
 async def _freeze(net: RouterNet, delay_min_s: float) -> tuple[list[int], float, int]:
     """Statuses and the longest wait, once one of two replicas says nothing; and hedges won."""
     first, second = [await net.upstream(answering(b"ok")) for _ in range(2)]
-    settings: dict[str, Any] = {"policy": "round_robin", "response_timeout_s": 2.0}
+    settings: dict[str, Any] = {"policy": "round_robin", "response_timeout_s": 3.0}
     router = await net.router(first, second, hedge_delay_min_s=delay_min_s, **settings)
     for _ in range(SEEN_MIN + 4):
         await net.ask(router, post())
@@ -50,10 +50,10 @@ async def test_a_silent_replicas_requests_are_answered_by_another_one(net: Route
     statuses, waited_s, won = await _freeze(net, 0.1)
     assert statuses == [200] * 4
     assert won == 2
-    assert waited_s < 1.5
+    assert waited_s < 2.5
 
 
 async def test_the_control_without_hedging_waits_for_the_timeout(net: RouterNet) -> None:
     _, waited_s, won = await _freeze(net, 0.0)
     assert won == 0
-    assert waited_s >= 2.0
+    assert waited_s > 2.5  # one time-out, which the hedged ones never see
