@@ -33,6 +33,7 @@ from bul.cache.general import GeneralValues
 from bul.cache.handle import EngineMatch
 from bul.cache.keeper import Keeper
 from bul.cache.lane import Lane
+from bul.cache.learner import Learner
 from bul.cache.loads import Loads
 from bul.cache.pins import Pins
 from bul.cache.placement import BreakEven, PrefillRate
@@ -78,8 +79,11 @@ class UltraAdaptiveKVCacheEngine:
         self._clock: Clock = clock or SystemClock()
         self._lock = threading.Lock()
         blocks_max = config.max_tokens // config.block_tokens
+        self._learner = Learner()
+        policy = make_policy(config.eviction, blocks_max, config.seed)
+        policy.learn_with(self._learner.submit)
         self._resident = Resident(
-            make_policy(config.eviction, blocks_max, config.seed),
+            policy,
             blocks_max=blocks_max,
             bytes_max=config.ram_bytes_max,
             block_tokens=config.block_tokens,
@@ -324,6 +328,7 @@ class UltraAdaptiveKVCacheEngine:
         closed = [lane.close(timeout_s) for lane in self._lanes]
         if self._housekeeper is not None:
             self._housekeeper.join()
+        self._learner.close()
         return flushed and all(closed)
 
     def when_settled(self, flight: Flight, callback: Callable[[], None]) -> None:

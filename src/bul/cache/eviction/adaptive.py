@@ -36,7 +36,7 @@ from __future__ import annotations
 import collections
 import math
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from bul.cache.eviction.adaptive_guard import Guard, LruShadow
 from bul.cache.eviction.adaptive_model import ReuseModel
@@ -120,6 +120,10 @@ class Adaptive(TreePolicy):
             if request is not None:
                 self._model.ended(request, output_tokens)
                 self._model.prepare(request)
+
+    def learn_with(self, submit: Callable[[Callable[[], None]], None]) -> None:
+        """Hand what is learned to `submit`; see the contract."""
+        self._model.submit = submit
 
     def resize(self, capacity: int) -> list[Hashable]:
         """Change the capacity; returns the keys that left."""

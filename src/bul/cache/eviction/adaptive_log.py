@@ -95,13 +95,14 @@ class ReuseLog:
 
     def _describe(self, slot: int, request: RequestMemory) -> None:
         self._gaps[slot] = request.gap_class
-        self._factors[slot] = request.factors
-        self._factors[slot] += _STARTS
+        # One assignment: a lesson in another thread must not see a factor without its start.
+        self._factors[slot] = np.add(request.factors, _STARTS)
         self._inputs[slot, :INPUTS] = request.inputs
 
     def observe(self, now_s: float, chosen: slice | Ints) -> Observations:
         """The records `chosen` (of the first `len(self)`) as they look at `now_s`."""
-        ended_s = self._ended_s[chosen]
+        # Copies, because a lesson in another thread looks at each twice.
+        ended_s = np.array(self._ended_s[chosen])
         unanswered = np.isnan(ended_s)
         ages_s: Floats = np.where(unanswered, now_s, ended_s) - self._begun_s[chosen]
         return Observations(
@@ -109,7 +110,7 @@ class ReuseLog:
             ~unanswered,
             self._touches[chosen],
             self._gaps[chosen],
-            self._factors[chosen],
+            np.array(self._factors[chosen]),
             self._inputs[chosen],
         )
 

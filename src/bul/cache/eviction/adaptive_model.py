@@ -11,6 +11,8 @@ alone gained 1.9 points of token hit ratio on LRU, the net alone 1.8, both 2.1 t
 from __future__ import annotations
 
 import array
+import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -37,8 +39,16 @@ NET_SHARE = 0.5
 HAZARD_MAX = 0.95
 
 
+def _at_once(lesson: Callable[[], None]) -> None:
+    lesson()
+
+
 class ReuseModel:
-    """Learns from the log; answers with an index."""
+    """Learns from the log; answers with an index.
+
+    Lessons go to `submit`. In another thread they read the log while it is written and change the
+    weights while they are read: each number is an old or a new one, and both are estimates.
+    """
 
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
@@ -51,29 +61,33 @@ class ReuseModel:
         self._arrived_s = 0.0
         self._renewals = 0
         self.ready = False
+        self.submit: Callable[[Callable[[], None]], None] = _at_once
 
     def arrived(self, now_s: float) -> None:
         """A request came and its records are in the log: learn, if it is time."""
         self._requests += 1
         self._renewals = RENEWALS_PER_REQUEST
-        if self._requests % LEARN_REQUESTS == 0:
-            self._rates.fit(self.log.observe(now_s, slice(0, len(self.log))))
-            if not self.ready:
-                self._steps_wanted = STEPS_SAVED_MAX
-                self.ready = True
+        fit = self._requests % LEARN_REQUESTS == 0
+        if fit and not self.ready:
+            self._steps_wanted = STEPS_SAVED_MAX
+            self.ready = True
         if self.ready:
             self._steps_wanted = min(self._steps_wanted + STEPS_PER_REQUEST, STEPS_SAVED_MAX)
         earned = (now_s - self._arrived_s) * STEPS_PER_S_MAX
         self._steps_allowed = min(self._steps_allowed + earned, STEPS_SAVED_MAX)
         self._arrived_s = now_s
-        while min(self._steps_wanted, self._steps_allowed) >= 1.0:
-            self._steps_wanted -= 1.0
-            self._steps_allowed -= 1.0
-            self._step(now_s)
+        steps = int(min(self._steps_wanted, self._steps_allowed))
+        self._steps_wanted -= steps
+        self._steps_allowed -= steps
+        if fit or steps:
+            self.submit(functools.partial(self._learn, fit, steps, now_s, len(self.log)))
 
-    def _step(self, now_s: float) -> None:
-        chosen = self._random.integers(0, len(self.log), BATCH_RECORDS)
-        self._net.fit(self.log.observe(now_s, chosen))
+    def _learn(self, fit: bool, steps: int, now_s: float, records: int) -> None:
+        if fit:
+            self._rates.fit(self.log.observe(now_s, slice(0, records)))
+        for _ in range(steps):
+            chosen = self._random.integers(0, records, BATCH_RECORDS)
+            self._net.fit(self.log.observe(now_s, chosen))
 
     def ended(self, request: RequestMemory, output_tokens: int) -> None:
         """The request's output is known now."""

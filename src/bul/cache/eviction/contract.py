@@ -12,7 +12,7 @@ Rules that every policy keeps (the replay's reference rules):
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 __all__ = ["Access", "EvictionPolicy"]
@@ -70,6 +70,14 @@ class EvictionPolicy(Protocol):
         """The request over `path` ended after `output_tokens`: what `access` could not know yet.
 
         Optional: a request that is never finished counts as one of unknown length.
+        """
+        ...
+
+    def learn_with(self, submit: Callable[[Callable[[], None]], None]) -> None:
+        """Hand lessons that take milliseconds to `submit` instead of running them in `access`.
+
+        They run one after the other, perhaps in another thread, or not at all. Without this call
+        they run at once, which is what a repeatable replay wants.
         """
         ...
 

@@ -21,7 +21,7 @@ O(path + evicted x log n) and inner blocks are never in a heap at all.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from bul.cache.eviction.contract import Access
 
@@ -176,6 +176,9 @@ class TreePolicy:
 
     def finish(self, path: Sequence[Hashable], output_tokens: int) -> None:
         """The request over `path` ended; the published policies have no use for that."""
+
+    def learn_with(self, submit: Callable[[Callable[[], None]], None]) -> None:
+        """The published policies have nothing to learn."""
 
     def hold(self, key: Hashable) -> None:
         """A resident key is in use until as many `unhold`s came. KeyError if not resident."""
