@@ -166,6 +166,7 @@ def assert_exact_and_varied(tally: Tally) -> None:
     assert tally.restarts >= 3, tally
 
 
+@pytest.mark.slow
 def test_500_prompts_on_the_tiny_model(tiny_core: EmbeddedCore, tmp_path: Path) -> None:
     assert_exact_and_varied(tour(tiny_core, tmp_path, 500, restart_every=60, seed=11))
 

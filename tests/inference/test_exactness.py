@@ -27,6 +27,7 @@ def real_core() -> Iterator[EmbeddedCore]:
     core.close()
 
 
+@pytest.mark.slow
 def test_300_prompt_pairs_on_the_tiny_model_are_token_exact(make_core: MakeCore) -> None:
     core = make_core(slots=2, context_tokens=512)
     result = check_exactness(core, prompt_pairs(core, seed=1, count=300))
