@@ -56,9 +56,11 @@ def test_the_adaptive_policy_runs_no_lesson_of_its_own_once_it_has_a_teacher() -
     for number in range(200):
         policy.access(Access(path=[number, (number, 1)], now_s=float(number)))
     assert len(lessons) > 3
+    assert not policy._model.ready  # asked for is not learned: it still evicts as LRU
     before = policy._model._rates._log_hazards.copy()
     for lesson in lessons:
         lesson()
+    assert policy._model.ready
     assert (policy._model._rates._log_hazards != before).any()
 
 

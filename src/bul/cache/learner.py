@@ -23,25 +23,30 @@ class Learner:
         self.dropped_total = 0
         self.failed_total = 0
         self._closed = False
+        self._gate = threading.Lock()  # no thread may start after `close`
         self._lessons: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=1)
         self._thread: threading.Thread | None = None
 
     def submit(self, lesson: Callable[[], None]) -> None:
-        """Run `lesson` soon, or drop it. Never blocks; one caller at a time."""
-        if self._closed:
-            return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="bul-cache-learner", daemon=True)
-            self._thread.start()
-        try:
-            self._lessons.put_nowait(lesson)
-        except queue.Full:
-            self.dropped_total += 1
+        """Run `lesson` soon, or drop it. Never waits for a lesson; any thread."""
+        with self._gate:
+            if self._closed:
+                return
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="bul-cache-learner", daemon=True
+                )
+                self._thread.start()
+            try:
+                self._lessons.put_nowait(lesson)
+            except queue.Full:
+                self.dropped_total += 1
 
     def close(self) -> None:
         """Finish the lesson under way and end the thread. Idempotent."""
-        self._closed = True
-        thread, self._thread = self._thread, None
+        with self._gate:
+            self._closed = True
+            thread, self._thread = self._thread, None
         if thread is not None:
             self._lessons.put(None)
             thread.join()

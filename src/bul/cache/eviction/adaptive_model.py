@@ -61,7 +61,8 @@ class ReuseModel:
         self._steps_allowed = STEPS_SAVED_MAX
         self._arrived_s = 0.0
         self._renewals = 0
-        self.ready = False
+        self._begun = False
+        self.ready = False  # once a fit is done, not once it was asked for
         self.submit: Callable[[Callable[[], None]], None] = _at_once
 
     def arrived(self, now_s: float) -> None:
@@ -69,10 +70,10 @@ class ReuseModel:
         self._requests += 1
         self._renewals = RENEWALS_PER_REQUEST
         fit = self._requests % LEARN_REQUESTS == 0
-        if fit and not self.ready:
+        if fit and not self._begun:
             self._steps_wanted = STEPS_SAVED_MAX
-            self.ready = True
-        if self.ready:
+            self._begun = True
+        if self._begun:
             self._steps_wanted = min(self._steps_wanted + STEPS_PER_REQUEST, STEPS_SAVED_MAX)
         earned = (now_s - self._arrived_s) * STEPS_PER_S_MAX
         self._steps_allowed = min(self._steps_allowed + earned, STEPS_SAVED_MAX)
@@ -89,6 +90,7 @@ class ReuseModel:
         for _ in range(steps):
             chosen = self._random.integers(0, records, BATCH_RECORDS)
             self._net.fit(self.log.observe(now_s, chosen))
+        self.ready = self.ready or fit
 
     def ended(self, request: RequestMemory, output_tokens: int) -> None:
         """The request's output is known now."""
