@@ -211,7 +211,8 @@ def test_traces_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
     assert isinstance(timed, Arrivals)
     assert timed.at_s.tolist() == pytest.approx([0.0, 1.0])
     assert isinstance(cached, Arrivals)
-    assert cached.prompt_tokens.tolist() == [32, 16]
+    assert cached.prompt_tokens.tolist() == [32, 48]
+    assert cached.past_unbounded_cache().prompt_tokens.tolist() == [32, 16]
     assert len(thin(timed, 1.0, 0)) == 2
 
 

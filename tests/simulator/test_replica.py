@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bul.errors import ConfigError
-from bul.simulator.replica import PROFILES, Job, ReplicaModel, ReplicaProfile, profile_of
+from bul.simulator.job import Job
+from bul.simulator.replica import PROFILES, ReplicaModel, ReplicaProfile, profile_of
 
 PROFILE = ReplicaProfile(
     name="test",

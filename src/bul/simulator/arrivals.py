@@ -10,17 +10,29 @@ import csv
 import dataclasses
 import gzip
 import io
+import itertools
 import zlib
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from bul.cache.replay_trace import read_trace
+from bul.cache.replay_trace import Trace, read_trace
 from bul.errors import ConfigError
+from bul.inference.batching import importable_blocks
+from bul.simulator.job import Job
 
-__all__ = ["Arrivals", "RateWindows", "draw", "draw_all", "read_workload", "thin"]
+__all__ = [
+    "Arrivals",
+    "RateWindows",
+    "arrivals_of_trace",
+    "draw",
+    "draw_all",
+    "read_workload",
+    "thin",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -36,12 +48,16 @@ CV_MAX = 4.0
 class Arrivals:
     """Requests in time order. Arrays of one length: seconds, prompt tokens, output tokens.
 
-    Compared by identity: what is worked out for one is kept for the next policy.
+    paths: of each request, ids of its prompt's full blocks of `block_tokens`; none when the trace
+    has no blocks, and then no cache can hold anything of a prompt. Compared by identity: what is
+    worked out for one is kept for the next policy.
     """
 
     at_s: Floats
     prompt_tokens: Ints
     output_tokens: Ints
+    paths: tuple[tuple[int, ...], ...] = ()
+    block_tokens: int = 0
 
     def __len__(self) -> int:
         return len(self.at_s)
@@ -52,6 +68,26 @@ class Arrivals:
             at_s=self.at_s[keep],
             prompt_tokens=self.prompt_tokens[keep],
             output_tokens=self.output_tokens[keep],
+            paths=tuple(itertools.compress(self.paths, keep.tolist())),
+            block_tokens=self.block_tokens,
+        )
+
+    def jobs(self) -> Iterator[Job]:
+        """Fresh ones for one run, in order."""
+        columns = (self.at_s, self.prompt_tokens, self.output_tokens)
+        lists = [column.tolist() for column in columns]
+        return map(Job, *lists, self.paths) if self.paths else map(Job, *lists)
+
+    def past_unbounded_cache(self) -> Arrivals:
+        """The same with prompts counted less what a cache without end would hold; no blocks."""
+        seen, prompts = set[int](), []
+        for path, tokens in zip(self.paths, self.prompt_tokens.tolist(), strict=True):
+            held = next((i for i, block in enumerate(path) if block not in seen), len(path))
+            seen.update(path)
+            held = importable_blocks(tokens, self.block_tokens, held)
+            prompts.append(tokens - held * self.block_tokens)
+        return dataclasses.replace(
+            self, prompt_tokens=np.array(prompts, dtype=np.int64), paths=(), block_tokens=0
         )
 
     def between(self, start_s: float, end_s: float) -> Arrivals:
@@ -142,11 +178,10 @@ def _lengths(mean: float, count: int, rng: np.random.Generator) -> Ints:
 def read_workload(path: Path) -> RateWindows | Arrivals:
     """A CSV of rate windows, an Azure inference trace, or a block trace (JSON lines).
 
-    Prompts of a block trace are counted less what an unbounded prefix cache would hold. Raises
-    ConfigError, or TraceInvalid for a block trace.
+    Raises ConfigError, or TraceInvalid for a block trace.
     """
     if path.name.removesuffix(".gz").endswith((".jsonl", ".json")):
-        return _blocks(path)
+        return arrivals_of_trace(read_trace(path))
     rows = _rows(path)
     if not rows:
         raise ConfigError(f"{path}: is empty")
@@ -155,21 +190,17 @@ def read_workload(path: Path) -> RateWindows | Arrivals:
     return _azure(path, rows)
 
 
-def _blocks(path: Path) -> Arrivals:
-    trace, seen = read_trace(path), set[int]()
-    prompts = []
-    for request in trace.requests:
-        held = 0
-        for block in request.path:
-            if block not in seen:
-                break
-            held += 1
-        seen.update(request.path)
-        prompts.append(max(request.input_tokens - held * trace.block_tokens, 1))
+def arrivals_of_trace(trace: Trace) -> Arrivals:
+    """A block trace's requests, each with at least a token in and one out."""
+    requests = trace.requests
+    prompts = [max(request.input_tokens, 1) for request in requests]
+    outputs = [max(request.output_tokens, 1) for request in requests]
     return Arrivals(
-        at_s=np.array([request.at_s for request in trace.requests], dtype=np.float64),
+        at_s=np.array([request.at_s for request in requests], dtype=np.float64),
         prompt_tokens=np.array(prompts, dtype=np.int64),
-        output_tokens=np.array([max(r.output_tokens, 1) for r in trace.requests], dtype=np.int64),
+        output_tokens=np.array(outputs, dtype=np.int64),
+        paths=tuple(request.path for request in requests),
+        block_tokens=trace.block_tokens,
     )
 
 

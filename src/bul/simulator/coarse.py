@@ -28,8 +28,8 @@ from bul.scaling.decide import Policy, decide
 from bul.scaling.decision import Direction
 from bul.scaling.signals import Signals
 from bul.simulator.arrivals import Arrivals, Floats
-from bul.simulator.cluster import RegionReport, Step
 from bul.simulator.replica import ReplicaProfile
+from bul.simulator.report import RegionReport, Step
 
 __all__ = ["CoarseRegion"]
 

@@ -24,10 +24,12 @@ from bul.scaling.decision import Direction
 from bul.scaling.registry import knob_of, make_policy, make_state
 from bul.scaling.rules import RuleState
 from bul.simulator.arrivals import Arrivals
-from bul.simulator.cluster import Region, RegionReport
+from bul.simulator.cluster import Region
 from bul.simulator.coarse import CoarseRegion
 from bul.simulator.oracle import Future, Oracle
 from bul.simulator.replica import ReplicaProfile
+from bul.simulator.report import RegionReport
+from bul.simulator.routing import Routing
 
 __all__ = [
     "COMPARED",
@@ -36,6 +38,7 @@ __all__ = [
     "capacity_of",
     "hours_at",
     "play",
+    "routing_of",
     "score",
     "settings_of",
     "start_replicas",
@@ -54,6 +57,8 @@ _SETTINGS: Mapping[str, tuple[float, ...]] = MappingProxyType(
 )
 _ASKED = (0.4, 0.7, 0.85, 1.0, 2.2, 5.0)
 """`adaptive` is asked to hold these multiples of the share that the experiment asks for."""
+EVICTION = "adaptive"
+"""The cache's default."""
 FIVE_MINUTES_S = 300.0
 BUCKET_REQUESTS_MIN = 20
 """A five-minute stretch with fewer requests says nothing about a share."""
@@ -149,22 +154,35 @@ def play(
 ) -> RegionReport:
     """One run. coarse: None takes the experiment's."""
     policy, state = _policy(name, setting, experiment, future)
-    kind = CoarseRegion if (experiment.coarse if coarse is None else coarse) else Region
-    prompts = arrivals.prompt_tokens
-    idle_s = experiment.profile.idle_ttft_s(
-        float(np.quantile(prompts, 0.95)) if len(prompts) else 0.0
+    profile, prompts = experiment.profile, future.computed.prompt_tokens
+    idle_s = profile.idle_ttft_s(float(np.quantile(prompts, 0.95)) if len(prompts) else 0.0)
+    terms: dict[str, Any] = {
+        "replicas": int(setting) if name == "fixed" else start_replicas(experiment, future),
+        "cold_start_s": experiment.cold_start_s,
+        "tick_s": experiment.tick_s,
+        "slo_ttft_s": experiment.slo_ttft_s,
+        "ttft_idle_ms": idle_s * 1000.0,
+    }
+    if experiment.coarse if coarse is None else coarse:
+        return CoarseRegion(profile, policy, state, **terms).run(future.computed)
+    routing = routing_of(arrivals, profile)
+    return Region(profile, policy, state, routing=routing, **terms).run(arrivals)
+
+
+def routing_of(arrivals: Arrivals, profile: ReplicaProfile) -> Routing:
+    """The router's default over replicas that keep what the profile says, if there are blocks.
+
+    Without blocks `prefix` comes to `least_conn`, which is cheaper to ask.
+    """
+    if not arrivals.paths:
+        return Routing(policy="least_conn")
+    return Routing(
+        policy="prefix",
+        eviction=EVICTION,
+        capacity_blocks=profile.cache_tokens // arrivals.block_tokens,
+        block_tokens=arrivals.block_tokens,
+        residency_tokens=profile.cache_tokens,
     )
-    region = kind(
-        experiment.profile,
-        policy,
-        state,
-        replicas=int(setting) if name == "fixed" else start_replicas(experiment, future),
-        cold_start_s=experiment.cold_start_s,
-        tick_s=experiment.tick_s,
-        slo_ttft_s=experiment.slo_ttft_s,
-        ttft_idle_ms=idle_s * 1000.0,
-    )
-    return region.run(arrivals)
 
 
 def score(report: RegionReport, split_s: float, end_s: float, slo_ttft_s: float) -> Score:

@@ -25,15 +25,21 @@ SMOOTH_TICKS, NOISE_TICKS = 9, 41
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Future:
-    """Work in replicas, and the spread around it, in each tick of `tick_s`."""
+    """Work in replicas, and the spread around it, in each tick of `tick_s`.
+
+    computed: the arrivals with prompts counted less what a cache without end would hold.
+    """
 
     tick_s: float
     mean: Floats
     spread: Floats
+    computed: Arrivals
 
 
 def future_of(arrivals: Arrivals, profile: ReplicaProfile, tick_s: float) -> Future:
     """What arrives in each tick: centred means over 2 minutes, noise over 10."""
+    if arrivals.paths:
+        arrivals = arrivals.past_unbounded_cache()
     ticks = math.ceil(float(arrivals.at_s[-1]) / tick_s) + 1 if len(arrivals) else 1
     index = np.minimum((arrivals.at_s // tick_s).astype(np.int64), ticks - 1)
     alone_s = (
@@ -43,7 +49,7 @@ def future_of(arrivals: Arrivals, profile: ReplicaProfile, tick_s: float) -> Fut
     work = np.bincount(index, weights=alone_s, minlength=ticks) / tick_s
     mean = _centred(work, SMOOTH_TICKS)
     noise2 = _centred((work - mean) ** 2 / np.maximum(mean, 0.1), NOISE_TICKS)
-    return Future(tick_s, mean, np.sqrt(noise2) * mean**POWER)
+    return Future(tick_s, mean, np.sqrt(noise2) * mean**POWER, arrivals)
 
 
 def _centred(values: Floats, width: int) -> Floats:

@@ -27,8 +27,10 @@ from collections.abc import Mapping
 import msgspec
 
 from bul.errors import ConfigError
+from bul.simulator.job import Job
+from bul.simulator.prefixes import PrefixCache
 
-__all__ = ["PROFILES", "Job", "ReplicaModel", "ReplicaProfile", "profile_of"]
+__all__ = ["PROFILES", "ReplicaModel", "ReplicaProfile", "profile_of"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,25 +113,11 @@ def profile_of(values: Mapping[str, object], name: str) -> ReplicaProfile:
         raise ConfigError(f"profile {name}: {error}") from error
 
 
-@dataclasses.dataclass(slots=True, eq=False)
-class Job:
-    """One request inside the simulator. Times are virtual seconds; nan until they happen."""
-
-    arrived_s: float
-    prefill_tokens: int
-    output_tokens: int
-    cached_tokens: int = 0
-    started_s: float = math.nan
-    first_token_s: float = math.nan
-    done_s: float = math.nan
-    tag: object = None
-
-
 class ReplicaModel:
     """State of one replica. The caller keeps time: `advance(now)` before any change."""
 
     __slots__ = (
-        "_backlog",
+        "_cache",
         "_decode_rate",
         "_first_tokens",
         "_prefill_left",
@@ -144,14 +132,16 @@ class ReplicaModel:
         "waiting",
     )
 
-    def __init__(self, profile: ReplicaProfile, now_s: float) -> None:
+    def __init__(
+        self, profile: ReplicaProfile, now_s: float, cache: PrefixCache | None = None
+    ) -> None:
         self.profile = profile
+        self._cache = cache
         self.now_s = now_s
         self.busy_s = 0.0
         self.waiting: deque[Job] = deque()
         self._prefilling: deque[Job] = deque()
         self._prefill_left = 0.0
-        self._backlog = 0.0
         self._running: list[tuple[float, int, Job]] = []
         self._first_tokens: list[Job] = []
         self._virtual = 0.0
@@ -167,11 +157,6 @@ class ReplicaModel:
     @property
     def in_flight(self) -> int:
         return len(self._running) + len(self._prefilling) + len(self.waiting)
-
-    @property
-    def prefill_backlog(self) -> float:
-        """Prompt tokens dispatched here and not yet computed, as of the last `advance`."""
-        return max(self._prefill_left, 0.0) + self._backlog
 
     def advance(self, now_s: float) -> None:
         """Let virtual time pass to `now_s`; it must not lie beyond `next_event_s()`."""
@@ -196,7 +181,6 @@ class ReplicaModel:
     def submit(self, job: Job) -> None:
         """A request arrives (after `advance`)."""
         self.waiting.append(job)
-        self._backlog += job.prefill_tokens
         self._admit()
 
     def finish_due(self) -> list[Job]:
@@ -206,9 +190,7 @@ class ReplicaModel:
             self._start_decoding(self._prefilling.popleft(), done)
             self._take_head()
         while self._running and self._running[0][0] - self._virtual <= 1e-6:
-            job = heapq.heappop(self._running)[2]
-            job.done_s = self.now_s
-            done.append(job)
+            self._end(heapq.heappop(self._running)[2], done)
         self._admit()
         return done
 
@@ -223,26 +205,34 @@ class ReplicaModel:
         self.waiting.clear()
         self._prefilling.clear()
         self._running.clear()
-        self._backlog = self._prefill_left = 0.0
+        self._prefill_left = 0.0
         self._set_rates()
         return jobs
 
     def _start_decoding(self, job: Job, done: list[Job]) -> None:
         job.first_token_s = self.now_s + self.profile.overhead_s
+        if self._cache is not None:
+            self._cache.store(job, self.now_s)
         self._first_tokens.append(job)
         if job.output_tokens <= 1:
-            job.done_s = self.now_s
-            done.append(job)
+            self._end(job, done)
             return
         self._sequence += 1
         mark = self._virtual + job.output_tokens - 1
         heapq.heappush(self._running, (mark, self._sequence, job))
 
+    def _end(self, job: Job, done: list[Job]) -> None:
+        job.done_s = self.now_s
+        done.append(job)
+        if self._cache is not None:
+            self._cache.finish(job)
+
     def _take_head(self) -> None:
         self._prefill_left = 0.0
         if self._prefilling:
+            if self._cache is not None:
+                self._cache.match(self._prefilling[0])
             self._prefill_left = float(self._prefilling[0].prefill_tokens)
-            self._backlog -= self._prefill_left
 
     def _admit(self) -> None:
         slots = self.profile.slots

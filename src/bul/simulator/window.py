@@ -10,6 +10,7 @@ import math
 from collections import deque
 
 from bul.scaling.signals import Signals
+from bul.simulator.job import Job
 
 __all__ = ["SignalWindow"]
 
@@ -19,11 +20,14 @@ class SignalWindow:
 
     __slots__ = (
         "_busy",
+        "_cached",
+        "_cached_share",
         "_delays",
         "_history",
         "_in_flight",
+        "_matched",
         "_output",
-        "_prefill",
+        "_prompt",
         "_requests",
         "_slow",
         "_ttfts",
@@ -36,6 +40,7 @@ class SignalWindow:
         self.ticks = ticks
         self.slo_ttft_s = slo_ttft_s
         self._history: deque[tuple[list[float], list[float]]] = deque(maxlen=ticks)
+        self._cached_share = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -43,20 +48,22 @@ class SignalWindow:
         self._delays: list[float] = []
         self._requests = 0
         self._slow = 0
-        self._prefill = 0
+        self._prompt = self._matched = self._cached = 0
         self._output = 0
         self._busy = 0.0
         self._in_flight = 0.0
         self._waiting = 0.0
 
-    def arrived(self, prefill_tokens: int) -> None:
+    def arrived(self, prompt_tokens: int) -> None:
         self._requests += 1
-        self._prefill += prefill_tokens
+        self._prompt += prompt_tokens
 
-    def first_token(self, ttft_s: float, delay_s: float) -> None:
-        self._ttfts.append(ttft_s)
-        self._slow += ttft_s > self.slo_ttft_s
-        self._delays.append(delay_s)
+    def first_token(self, job: Job) -> None:
+        self._ttfts.append(job.first_token_s - job.arrived_s)
+        self._slow += self._ttfts[-1] > self.slo_ttft_s
+        self._delays.append(job.started_s - job.arrived_s)
+        self._matched += job.prompt_tokens
+        self._cached += job.cached_tokens
 
     def done(self, output_tokens: int) -> None:
         self._output += output_tokens
@@ -70,8 +77,14 @@ class SignalWindow:
     def close(
         self, now_s: float, tick_s: float, ready: int, pending: int, ttft_idle_ms: float
     ) -> Signals:
-        """End the tick at `now_s` and say what it showed."""
+        """End the tick at `now_s` and say what it showed.
+
+        What caches hold of a prompt shows when its prefill begins; of those that have just arrived
+        the same share is expected (a moving mean of some ten ticks).
+        """
         self._history.append((self._ttfts, self._delays))
+        if self._matched:
+            self._cached_share += 0.1 * (self._cached / self._matched - self._cached_share)
         signals = Signals(
             measured_at_s=now_s,
             replicas_ready=ready,
@@ -83,8 +96,9 @@ class SignalWindow:
             utilization=min(self._busy / (tick_s * max(ready, 1)), 1.0),
             in_flight=self._in_flight / tick_s,
             waiting=self._waiting / tick_s,
-            prefill_tokens_per_s=self._prefill / tick_s,
+            prefill_tokens_per_s=self._prompt * (1.0 - self._cached_share) / tick_s,
             output_tokens_per_s=self._output / tick_s,
+            cache_hit_rate=self._cached_share,
             error_rate=0.0,
             ttft_idle_ms=ttft_idle_ms,
         )
