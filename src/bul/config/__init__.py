@@ -12,6 +12,7 @@ from bul.config.load import (
     is_secret,
     load_settings,
 )
+from bul.config.scale import SCENARIOS, ScaleConfig
 from bul.config.sections import (
     EVICTION_POLICIES,
     KVCacheConfig,
@@ -23,9 +24,11 @@ from bul.config.sections import (
 
 __all__ = [
     "EVICTION_POLICIES",
+    "SCENARIOS",
     "KVCacheConfig",
     "Origin",
     "RouteConfig",
+    "ScaleConfig",
     "ServeConfig",
     "Settings",
     "TimedConfig",

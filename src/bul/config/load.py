@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from bul.config.scale import ScaleConfig
 from bul.config.sections import KVCacheConfig, RouteConfig, ServeConfig, TimedConfig, UpConfig
 from bul.errors import ConfigError
 
@@ -47,6 +48,7 @@ SECTIONS: dict[str, type] = {
     "timed": TimedConfig,
     "route": RouteConfig,
     "up": UpConfig,
+    "scale": ScaleConfig,
 }
 KEYS_SECTION = "keys"
 SHA256_HEX = re.compile(r"[0-9a-f]{64}")
@@ -65,6 +67,7 @@ class Settings:
     timed: TimedConfig = TimedConfig()
     route: RouteConfig = RouteConfig()
     up: UpConfig = UpConfig()
+    scale: ScaleConfig = ScaleConfig()
     keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
     origins: Mapping[str, Origin] = dataclasses.field(default_factory=dict)
     file: Path | None = None

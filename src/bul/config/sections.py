@@ -7,13 +7,14 @@ value came from is the loader's business (`load.py`).
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any, Literal
 
+from bul.config.checks import in_range as _in_range
+from bul.config.checks import one_of as _one_of
+from bul.config.checks import whole as _whole
 from bul.config.machine import this_machine
 from bul.config.sizing import sizes_for
-from bul.errors import ConfigError
 
 __all__ = [
     "EVICTION_POLICIES",
@@ -31,27 +32,9 @@ BUILTIN_TOKEN_BYTES = 23_040
 """Of KV of the built-in model: 30 layers x K and V x 384 bytes."""
 
 
-def _in_range(name: str, value: float, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(f"{name} must be a number in [{low}, {high}], was {value!r}")
-    if not low <= value <= high:
-        raise ConfigError(f"{name} must be in [{low}, {high}], was {value}")
-
-
-def _whole(name: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name} must be a whole number in [{low}, {high}], was {value!r}")
-    _in_range(name, value, low, high)
-
-
 def _positive(name: str, value: int) -> int:
     _whole(name, value, 1, 1 << 60)
     return value
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, was {value!r}")
 
 
 EVICTION_POLICIES = ("adaptive", "lru", "fifo", "lfu", "arc", "s3fifo", "lecar")

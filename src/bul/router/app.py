@@ -48,13 +48,15 @@ class Router:
         self.url = ""
         self.coarse_s = 0.0
         """The time, as of the last sweep: deadlines are no finer than that."""
-        self.completed = self.cancelled = self.retries = self.refused = 0
+        self.arrivals = self.completed = self.cancelled = self.retries = self.refused = 0
         self.broken = self.timeouts = self.invalid = self.slow_clients = self.turned_away = 0
         self.hedges = self.hedges_won = 0
         self.rates = Rates()
         self.first_bytes = FirstBytes(config.hedge_delay_min_s)
         self.hedges_at_all = config.hedge_delay_min_s > 0
         self.waiting = WaitingLine(config.queue_max, config.queue_deadline_s)
+        self.more_metrics: Callable[[], str] = str
+        """Of whoever runs this router, in Prometheus' text format; shown at /metrics too."""
         self._gate = gate
         self._replicas: dict[str, Replica] = {}
         self._probers: dict[str, Prober] = {}
@@ -166,6 +168,7 @@ class Router:
             client.answered(close=not request.keep_alive)
             return
         client.deadline_s = math.inf
+        self.arrivals += 1
         self._budget.request(self.coarse_s)
         prompt = read_prompt(request, hints=self.config.policy == "prefix")
         exchange = Exchange(self, client, request, prompt)

@@ -21,6 +21,7 @@ PATHS = GUARDED | {b"/health", b"/ready"}
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
 _COUNTERS = {
+    "arrivals": "Requests that came in for a replica.",
     "completed": "Answers passed on to their end.",
     "cancelled": "Requests whose client left first.",
     "retries": "Second tries on another replica.",
@@ -92,7 +93,7 @@ def _metrics(router: Router) -> str:
         for replica in router.replicas:
             value = _figure(name, replica)
             lines.append(f'{full}{{replica="{replica.url}"}} {value}')
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + router.more_metrics()
 
 
 def _figure(name: str, replica: typing.Any) -> int:

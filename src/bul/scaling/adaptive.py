@@ -114,7 +114,8 @@ class Adaptive:
     target_ms: what "slow" means; must be the target that `Signals.slow_share` counts against.
     capacity: of one replica; without it in-flight requests per slot stand for work.
     cold_start_s: from the decision to the first request served. The cooldowns are the guide's;
-    0 leaves the pace to the hold. Raises ConfigError.
+    0 leaves the pace to the hold; hold_base_s: its part that no cold start lengthens. Raises
+    ConfigError.
     """
 
     name: ClassVar[str] = "adaptive"
@@ -126,6 +127,7 @@ class Adaptive:
     cold_start_s: float = 120.0
     scale_up_cooldown_s: float = 0.0
     scale_down_cooldown_s: float = 0.0
+    hold_base_s: float = HOLD_BASE_S
 
     def __post_init__(self) -> None:
         if not 0.0 < self.violation_max < 1.0:
@@ -142,7 +144,7 @@ class Adaptive:
     @property
     def hold_s(self) -> float:
         """A scale-down needs this long without a need for more; longer where mistakes last."""
-        return HOLD_BASE_S + HOLD_PER_COLD_START * self.cold_start_s
+        return self.hold_base_s + HOLD_PER_COLD_START * self.cold_start_s
 
     @property
     def margin_start(self) -> float:

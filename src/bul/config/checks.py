@@ -1,0 +1,30 @@
+"""What a setting may be, as checks that name the field and the legal range. Refuses NaN."""
+
+from __future__ import annotations
+
+import math
+
+from bul.errors import ConfigError
+
+__all__ = ["in_range", "one_of", "whole"]
+
+
+def in_range(name: str, value: float, low: float, high: float) -> None:
+    """A finite number in [low, high]. Raises ConfigError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"{name} must be a number in [{low}, {high}], was {value!r}")
+    if not low <= value <= high:
+        raise ConfigError(f"{name} must be in [{low}, {high}], was {value}")
+
+
+def whole(name: str, value: int, low: int, high: int) -> None:
+    """A whole number in [low, high]. Raises ConfigError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name} must be a whole number in [{low}, {high}], was {value!r}")
+    in_range(name, value, low, high)
+
+
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """One of `choices`. Raises ConfigError."""
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, was {value!r}")
