@@ -59,6 +59,22 @@ def test_a_prompt_shares_its_turns_with_those_that_decode() -> None:
     assert new.first_token_s - started_s == pytest.approx(5 * 0.2)
 
 
+def test_prompts_that_take_turns_are_done_later_but_the_short_one_first() -> None:
+    """500 and 100 tokens together: both get half the rate until the short one is done."""
+    profile = profile_of({**_fields(PROFILE), "slots": 2, "prefills_together": 2}, "fair")
+    model, long, short = ReplicaModel(profile, 0.0), Job(0.0, 500, 1), Job(0.0, 100, 1)
+    model.submit(long)
+    model.submit(short)
+    finish(model)
+    assert short.first_token_s == pytest.approx(0.2)
+    assert long.first_token_s == pytest.approx(0.6)
+    model, long, short = ReplicaModel(PROFILE, 0.0), Job(0.0, 500, 1), Job(0.0, 100, 1)
+    model.submit(long)
+    model.submit(short)
+    finish(model)
+    assert short.first_token_s == pytest.approx(0.6)
+
+
 def _fields(profile: ReplicaProfile) -> dict[str, object]:
     return {name: getattr(profile, name) for name in ReplicaProfile.__dataclass_fields__}
 

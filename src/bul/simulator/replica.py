@@ -5,15 +5,17 @@ running sequence. Between two events (an arrival, a prefill done, a reply done) 
 constant, so nothing happens per token:
 
     turn_s        = chunk / prefill_rate + (decode_base + decode_each * running)
-    prefill speed = chunk / turn_s tokens/s, first come first served
+    prefill speed = chunk / turn_s tokens/s, shared by `prefills_together` prompts, the others wait
     decode speed  = 1 / turn_s tokens/s for each running sequence
 
 Worked number (profile `8b`): 15 running, a prompt of 1,000 tokens in prefill: a turn is
 1000/15,000 + 0.025 + 15 * 0.001 = 107 ms, so the prompt takes 107 ms and each reply gets 9.4
-tokens/s meanwhile, 25 otherwise.
+tokens/s meanwhile, 25 otherwise. A prompt is cut into equal chunks: one of 2,100 tokens takes two
+turns of 1,050, as it does when it is cut into 2,048 and 52.
 
-A reply of `out` tokens is done when the replica's cumulative tokens per sequence, `virtual`, has
-grown by `out`; one heap of those marks per replica replaces an event per token.
+A reply of `out` tokens is done when the replica's cumulative tokens per sequence, `decoded`, has
+grown by `out`; a prompt, when `prefilled` has grown by its tokens. Two heaps of those marks per
+replica replace an event per token.
 """
 
 from __future__ import annotations
@@ -33,12 +35,21 @@ from bul.simulator.prefixes import PrefixCache
 __all__ = ["PROFILES", "ReplicaModel", "ReplicaProfile", "profile_of"]
 
 
+_POSITIVE = (
+    "prefill_tokens_per_s", "decode_base_s", "slots", "chunk_tokens", "prefills_together",
+)  # fmt: skip
+
+DUE = 1e-6
+"""Tokens by which a mark may be missed: sums of floats do not hit it exactly."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ReplicaProfile:
     """Rates of one replica. measured: whether they come from `bul bench` or are round numbers.
 
     prefill_tokens_per_s: alone. decode_base_s, decode_each_s: one decode call, and what every
     sequence in it adds. chunk_tokens: prefill tokens per turn. cache_tokens: KV it can keep.
+    prefills_together: prompts that take turns; 1 is first come, first served.
     """
 
     name: str
@@ -49,6 +60,7 @@ class ReplicaProfile:
     chunk_tokens: int
     cache_tokens: int
     overhead_s: float = 0.0
+    prefills_together: int = 1
     measured: bool = False
 
     @property
@@ -61,7 +73,7 @@ class ReplicaProfile:
         return self.overhead_s + prompt_tokens / self.prefill_tokens_per_s
 
     def __post_init__(self) -> None:
-        for field in ("prefill_tokens_per_s", "decode_base_s", "slots", "chunk_tokens"):
+        for field in _POSITIVE:
             value = getattr(self, field)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"profile {self.name}: {field} must be above 0, was {value}")
@@ -118,15 +130,18 @@ class ReplicaModel:
 
     __slots__ = (
         "_cache",
+        "_chunks",
+        "_computing",
         "_decode_rate",
+        "_decoded",
         "_first_tokens",
-        "_prefill_left",
         "_prefill_rate",
-        "_prefilling",
+        "_prefilled",
+        "_queued",
         "_running",
         "_sequence",
-        "_virtual",
         "busy_s",
+        "in_flight",
         "now_s",
         "profile",
         "waiting",
@@ -139,57 +154,55 @@ class ReplicaModel:
         self._cache = cache
         self.now_s = now_s
         self.busy_s = 0.0
-        self.waiting: deque[Job] = deque()
-        self._prefilling: deque[Job] = deque()
-        self._prefill_left = 0.0
+        self.in_flight = 0
+        self.waiting: deque[Job] = deque()  # without a slot
+        self._queued: deque[Job] = deque()  # with a slot, prefill not begun
+        self._computing: list[tuple[float, int, Job, float]] = []
         self._running: list[tuple[float, int, Job]] = []
         self._first_tokens: list[Job] = []
-        self._virtual = 0.0
+        self._prefilled = self._decoded = 0.0
+        self._chunks = 0.0
         self._sequence = 0
-        self._prefill_rate = 0.0
-        self._decode_rate = 0.0
+        self._prefill_rate = self._decode_rate = 0.0
 
     @property
     def running(self) -> int:
         """Sequences that hold a slot."""
-        return len(self._running) + len(self._prefilling)
-
-    @property
-    def in_flight(self) -> int:
-        return len(self._running) + len(self._prefilling) + len(self.waiting)
+        return self.in_flight - len(self.waiting)
 
     def advance(self, now_s: float) -> None:
         """Let virtual time pass to `now_s`; it must not lie beyond `next_event_s()`."""
         elapsed_s = now_s - self.now_s
-        if elapsed_s > 0.0:
-            if self._running or self._prefilling:
-                self.busy_s += elapsed_s
-            self._virtual += self._decode_rate * elapsed_s
-            self._prefill_left -= self._prefill_rate * elapsed_s
+        if elapsed_s > 0.0 and self.in_flight:
+            self.busy_s += elapsed_s
+            self._decoded += self._decode_rate * elapsed_s
+            self._prefilled += self._prefill_rate * elapsed_s
         self.now_s = now_s
 
     def next_event_s(self) -> float:
         """When the next prefill or reply is done; inf when idle."""
         soonest_s = math.inf
-        if self._prefilling:
-            soonest_s = max(self._prefill_left, 0.0) / self._prefill_rate
+        if self._computing:
+            soonest_s = (self._computing[0][0] - self._prefilled) / self._prefill_rate
         if self._running:
-            left = max(self._running[0][0] - self._virtual, 0.0)
-            soonest_s = min(soonest_s, left / self._decode_rate)
-        return self.now_s + soonest_s
+            left_s = (self._running[0][0] - self._decoded) / self._decode_rate
+            soonest_s = min(soonest_s, left_s)
+        return self.now_s + max(soonest_s, 0.0)
 
     def submit(self, job: Job) -> None:
         """A request arrives (after `advance`)."""
         self.waiting.append(job)
+        self.in_flight += 1
         self._admit()
 
     def finish_due(self) -> list[Job]:
         """Complete what is due at `now_s` (after `advance`); returns the replies that ended."""
         done: list[Job] = []
-        if self._prefilling and self._prefill_left <= 1e-6:
-            self._start_decoding(self._prefilling.popleft(), done)
-            self._take_head()
-        while self._running and self._running[0][0] - self._virtual <= 1e-6:
+        while self._computing and self._computing[0][0] - self._prefilled <= DUE:
+            _, _, job, chunk = heapq.heappop(self._computing)
+            self._chunks -= chunk
+            self._start_decoding(job, done)
+        while self._running and self._running[0][0] - self._decoded <= DUE:
             self._end(heapq.heappop(self._running)[2], done)
         self._admit()
         return done
@@ -201,11 +214,11 @@ class ReplicaModel:
 
     def drop_all(self) -> list[Job]:
         """The replica dies: everything in it, without results."""
-        jobs = [*self.waiting, *self._prefilling, *(entry[2] for entry in self._running)]
-        self.waiting.clear()
-        self._prefilling.clear()
-        self._running.clear()
-        self._prefill_left = 0.0
+        jobs = [*self.waiting, *self._queued, *(entry[2] for entry in self._computing)]
+        jobs += [entry[2] for entry in self._running]
+        for held in (self.waiting, self._queued, self._computing, self._running):
+            held.clear()
+        self.in_flight, self._chunks = 0, 0.0
         self._set_rates()
         return jobs
 
@@ -218,40 +231,43 @@ class ReplicaModel:
             self._end(job, done)
             return
         self._sequence += 1
-        mark = self._virtual + job.output_tokens - 1
+        mark = self._decoded + job.output_tokens - 1
         heapq.heappush(self._running, (mark, self._sequence, job))
 
     def _end(self, job: Job, done: list[Job]) -> None:
         job.done_s = self.now_s
+        self.in_flight -= 1
         done.append(job)
         if self._cache is not None:
             self._cache.finish(job)
 
-    def _take_head(self) -> None:
-        self._prefill_left = 0.0
-        if self._prefilling:
-            if self._cache is not None:
-                self._cache.match(self._prefilling[0])
-            self._prefill_left = float(self._prefilling[0].prefill_tokens)
-
     def _admit(self) -> None:
-        slots = self.profile.slots
-        while self.waiting and len(self._running) + len(self._prefilling) < slots:
-            job = self.waiting.popleft()
+        waiting, profile = self.waiting, self.profile
+        while waiting and self.in_flight - len(waiting) < profile.slots:
+            job = waiting.popleft()
             job.started_s = self.now_s
-            self._prefilling.append(job)
-            if len(self._prefilling) == 1:
-                self._take_head()
+            self._queued.append(job)
+        while self._queued and len(self._computing) < profile.prefills_together:
+            self._begin(self._queued.popleft())
         self._set_rates()
 
+    def _begin(self, job: Job) -> None:
+        """The prompt's turn: what is cached is known now, the rest is cut into equal chunks."""
+        if self._cache is not None:
+            self._cache.match(job)
+        tokens = job.prefill_tokens
+        chunk = tokens / math.ceil(tokens / self.profile.chunk_tokens)
+        self._chunks += chunk
+        self._sequence += 1
+        heapq.heappush(self._computing, (self._prefilled + tokens, self._sequence, job, chunk))
+
     def _set_rates(self) -> None:
-        profile, running = self.profile, len(self._running)
+        profile, running, computing = self.profile, len(self._running), len(self._computing)
         turn_s = profile.decode_base_s + profile.decode_each_s * running if running else 0.0
-        if self._prefilling:
-            # A short prompt's only chunk is shorter: its turn must not cost a whole chunk.
-            chunk = min(profile.chunk_tokens, max(self._prefilling[0].prefill_tokens, 1))
+        if computing:
+            chunk = self._chunks / computing
             turn_s += chunk / profile.prefill_tokens_per_s
-            self._prefill_rate = chunk / turn_s
+            self._prefill_rate = chunk / turn_s / computing
         else:
-            self._prefill_rate = 0.0
+            self._prefill_rate = self._prefilled = self._chunks = 0.0
         self._decode_rate = 1.0 / turn_s if running else 0.0
