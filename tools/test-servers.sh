@@ -50,5 +50,28 @@ ensure_valkey() {
     rm -r "$work"
 }
 
+# Go binaries of their own: nothing else of their packages is needed.
+ensure_prometheus() {
+    [ -x $opt/bin/promtool ] && [ -x $opt/bin/alertmanager ] && return
+    say "[servers] Prometheus and Alertmanager, from Debian's packages (5 s)"
+    apt_file prometheus usr/bin/prometheus prometheus
+    apt_file prometheus usr/bin/promtool promtool
+    apt_file prometheus-alertmanager usr/bin/prometheus-alertmanager alertmanager
+}
+
+# Sixteen small Python packages of Debian's own Python: only apt puts them together.
+ensure_compose() {
+    command -v docker-compose >/dev/null 2>&1 && return
+    if [ "$(id -u)" != 0 ]; then
+        say "bul: docker-compose is missing; install it with: sudo apt-get install docker-compose" >&2
+        return
+    fi
+    say "[servers] docker-compose, with apt-get (10 s)"
+    apt-get install -y -qq --no-install-recommends docker-compose >/dev/null 2>&1 ||
+        { apt-get update -qq && apt-get install -y -qq --no-install-recommends docker-compose >/dev/null; }
+}
+
 ensure_nginx
 ensure_valkey
+ensure_prometheus
+ensure_compose

@@ -28,6 +28,7 @@ COMMANDS = {
     "restart": "Every replica of a running region anew, without a lost request.",
     "bench": "Load an OpenAI-compatible endpoint and say what its users felt.",
     "cache": "Look into the KV cache: stats, check, replay, bench, explain.",
+    "plan": "Replicas, cost and files to deploy, from a load and a target.",
     "scale": "The autoscaler: simulate it on a trace.",
     "keys": "Make API keys; only their hashes are kept.",
     "model": "Fetch the built-in model.",

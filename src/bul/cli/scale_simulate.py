@@ -7,7 +7,6 @@ whether the replay was exact or coarse, and with which error.
 from __future__ import annotations
 
 import pathlib
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -73,12 +72,13 @@ def simulate_command(**given: Any) -> None:
     bul scale simulate --trace windows.csv.gz --policy adaptive,hpa --days 4 --coarse
     bul scale simulate --trace synthetic-traffic-spikes --days 1 --policy adaptive,guide --json
     """
+    from bul.cli.profiles import profile_named
     from bul.simulator.compare import COMPARED, Experiment
     from bul.simulator.race import race
     from bul.simulator.table import rows
 
     experiment = Experiment(
-        profile=_profile(given["profile"]),
+        profile=profile_named(given["profile"]),
         bounds=_bounds(given["min_replicas"], given["max_replicas"]),
         cold_start_s=given["cold_start_s"],
         slo_ttft_s=given["slo_ttft_ms"] / 1000.0,
@@ -131,32 +131,6 @@ def _workload(
     if scale is None:
         scale = SCALE_OF_WINDOWS if isinstance(workload, RateWindows) else 1.0
     return workload, scale
-
-
-def _profile(name: str) -> ReplicaProfile:
-    from bul.errors import ConfigError
-    from bul.simulator.replica import PROFILES, profile_of
-
-    if name in PROFILES:
-        return PROFILES[name]
-    path = pathlib.Path(name)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8")) if path.suffix == ".toml" else None
-        return profile_of(_json(path) if values is None else values, path.stem)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        known = ", ".join(PROFILES)
-        raise ConfigError(f"profile {name}: {error}", hint=f"known: {known}") from error
-
-
-def _json(path: pathlib.Path) -> Mapping[str, object]:
-    import msgspec
-
-    from bul.errors import ConfigError
-
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, object])
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"profile {path}: {error}") from error
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""From a load to a deployment: replicas, cost, files. Open `plan.py` first."""
