@@ -37,6 +37,11 @@ async def exposed(folder: Path) -> dict[str, tuple[str, set[str]]]:
         assert replica.cache.flush()
         # A tier that is slow to count shows what it last knew, at first nothing.
         await eventually("it has", lambda: "oldest_segment_age_s" in replica.cache.stats()["disk"])
+
+        async def cpu_is_told() -> bool:  # not in the first half second
+            return "bul_cpu_utilization" in (await client.get("/metrics")).text
+
+        await eventually("it is told", cpu_is_told)
         text = (await client.get("/metrics")).text
     found: dict[str, tuple[str, set[str]]] = {}
     for family in text_string_to_metric_families(text):

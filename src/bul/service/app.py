@@ -10,6 +10,7 @@ A framework costs more than all of this: 97-193 us a request where raw ASGI take
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import secrets
 import traceback
@@ -170,12 +171,7 @@ class ReplicaApp:
 
     async def _get_signals(self, exchange: Exchange, tenant: str, _: str) -> None:
         self._only_totals(tenant)
-        gauges = Gauges(
-            cpu_utilization=self._cpu.utilization(),
-            memory_utilization=memory_utilization(),
-            active_connections=self.connections(),
-        )
-        body = scaling_metrics(self._window, gauges, self._clock.now_s())
+        body = scaling_metrics(self._window, self._machine(), self._clock.now_s())
         await exchange.respond(200, msgspec.json.encode(body))
 
     async def _get_cache_stats(self, exchange: Exchange, tenant: str, _: str) -> None:
@@ -317,8 +313,20 @@ class ReplicaApp:
         cache = self._cache()
         return ({}, {}) if cache is None else (cache.stats(), cache.stats_by_class())
 
+    def _machine(self) -> Gauges:
+        return Gauges(
+            cpu_utilization=self._cpu.utilization(),
+            memory_utilization=memory_utilization(),
+            active_connections=self.connections(),
+        )
+
     def _gauges(self) -> dict[str, float]:
         found: dict[str, float] = {"ready": float(self._health.ready()[0])}
+        found |= {
+            name: value
+            for name, value in dataclasses.asdict(self._machine()).items()
+            if value is not None
+        }
         if self._health.runner is None:
             return found
         load = self._health.runner.load()
