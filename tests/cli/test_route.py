@@ -8,10 +8,12 @@ import signal
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
 from bul.cli.main import main
+from bul.testing.region_process import bul_process
 from bul.testing.upstreams import FakeUpstream, answering
 from bul.testing.waiting import eventually
 
@@ -58,3 +60,20 @@ def test_an_open_bind_without_a_key_is_refused(capsys: pytest.CaptureFixture[str
     arguments = ["route", "--host", "0.0.0.0", "--port", "0", "--replica", "http://127.0.0.1:1"]
     assert main(arguments) == 2
     assert "no API key is set" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+async def test_explain_logs_one_json_line_for_each_decision(tmp_path: Path) -> None:
+    async with FakeUpstream(answering(b"ok")) as upstream:
+        flags = ["--port", "0", "--log-format", "json", "--replica", upstream.url, "--explain"]
+        async with bul_process(["route", *flags], tmp_path) as process:
+            url = (await process.wait_for("ready"))["url"]
+
+            async def answered() -> bool:
+                return await asyncio.to_thread(_status, f"{url}/v1/models") == 200
+
+            await eventually("an answer", answered)
+            await eventually("a line", lambda: '"chosen":"http' in process.errors)
+        decisions = [json.loads(line) for line in process.errors.splitlines()]
+    assert decisions[-1]["chosen"] == upstream.url
+    assert decisions[-1]["candidates"][0]["score"] == 1.0

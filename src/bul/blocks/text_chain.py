@@ -4,31 +4,79 @@ Refuses to be a key: equal hints only say that a replica probably holds a prefix
 costs a detour and never a wrong block (those have keys of their own, `chain.py`). Routers and
 replicas call the same functions, so both speak of the same text.
 
-    root   = h(tenant, seed h(model))
+    root   = first 8 bytes of BLAKE2b(tenant, model), keyed with the region's secret
     hint_i = h(text [i*512, (i+1)*512), seed hint_{i-1})
 
-h is xxh3-64 with the parent as its seed: 8 kB of text in about 5 us, where BLAKE2b takes 20.
+h is xxh3-64 with the parent as its seed: 8 kB of text in about 5 us, where BLAKE2b takes 20. It
+is no cryptographic hash, so what keeps a published hint from telling whether a guessed prompt was
+asked is the root: a tenant can work out its own, from its own prompts, and nobody else's.
 """
 
 from __future__ import annotations
 
+import hashlib
+import typing
 from collections.abc import Iterable, Sequence
 
 import msgspec
 import xxhash
 
-__all__ = ["CHUNK_BYTES", "chat_text", "text_hints", "text_root"]
+__all__ = [
+    "CHUNK_BYTES",
+    "TEXT_BYTES_MAX",
+    "AskedChat",
+    "AskedCompletion",
+    "asked_text",
+    "chat_text",
+    "text_hints",
+    "text_root",
+    "text_secret",
+]
 
 CHUNK_BYTES = 512
+TEXT_BYTES_MAX = 256 * 1024
+"""Longer texts are told apart by their beginnings."""
 _FIELD = "\x1f"
 _END = "\x1e"
 
 
-def text_root(model: str, tenant: bytes) -> int:
+class AskedMessage(msgspec.Struct):
+    """A message as far as its text goes."""
+
+    role: str = ""
+    content: typing.Any = None
+
+
+class AskedChat(msgspec.Struct):
+    """The body of a chat as far as its text goes: what routers and replicas both decode."""
+
+    messages: list[AskedMessage]
+    model: str = ""
+    tools: typing.Any = None
+
+
+class AskedCompletion(msgspec.Struct):
+    """The body of a completion of one text."""
+
+    prompt: str
+    model: str = ""
+
+
+def text_secret(cache_secret: str) -> bytes:
+    """The key of a region's chain roots, made from its secret; b"" without one."""
+    if not cache_secret:
+        return b""
+    return hashlib.blake2b(cache_secret.encode(), person=b"bul-text-chain").digest()
+
+
+def text_root(model: str, tenant: bytes, secret: bytes = b"") -> int:
     """Where a chain begins. `tenant` is the Authorization header's value, empty without one:
-    hints of different keys never meet, and nobody can probe what others have asked.
+    hints of different keys never meet. secret: of `text_secret`, at most 64 bytes.
     """
-    return xxhash.xxh3_64_intdigest(tenant, xxhash.xxh3_64_intdigest(model.encode()))
+    keyed = hashlib.blake2b(tenant, digest_size=8, key=secret)
+    keyed.update(b"\x00")
+    keyed.update(model.encode())
+    return int.from_bytes(keyed.digest(), "big")
 
 
 def text_hints(root: int, text: bytes) -> list[int]:
@@ -39,6 +87,13 @@ def text_hints(root: int, text: bytes) -> list[int]:
         parent = xxhash.xxh3_64_intdigest(text[end - CHUNK_BYTES : end], parent)
         hints.append(parent)
     return hints
+
+
+def asked_text(asked: AskedChat | AskedCompletion) -> str:
+    """The canonical text of a request."""
+    if isinstance(asked, AskedCompletion):
+        return asked.prompt
+    return chat_text([(found.role, found.content) for found in asked.messages], asked.tools)
 
 
 def chat_text(messages: Iterable[tuple[str, object]], tools: object = None) -> str:

@@ -8,6 +8,7 @@ import signal
 import typing
 
 import click
+import msgspec
 
 from bul.cli.options import load as load_settings
 from bul.cli.options import setting
@@ -24,7 +25,10 @@ __all__ = ["command", "make_router"]
 @setting("route.replicas", "--replica", help="A replica's URL; give it once per replica.")
 @setting("route.host", "--host", help="Beyond loopback, [keys] must hold an API key.")
 @setting("route.port", "--port", help="0 asks the system for a free one.")
-@setting("route.policy", "--policy")
+@setting("route.policy", "--policy", help="prefix, session, least_conn or round_robin.")
+@setting("route.session_header", "--session-header", help="Whose request it is, for `session`.")
+@setting("route.session_cookie", "--session-cookie", help="The same, without such a header.")
+@setting("route.explain", "--explain", help="Log each decision's scores as a JSON line.")
 @setting("route.connect_timeout_s", "--connect-timeout-s")
 @setting("route.response_timeout_s", "--response-timeout-s", help="A replica's longest silence.")
 @setting("route.connections_max", "--connections-max", help="Clients at the same time.")
@@ -65,6 +69,7 @@ def make_router(settings: Settings) -> Router:
     """A router for these settings, not started. Raises ConfigError for an open bind without a
     key. /replicas and /metrics add up all tenants, so only the operator's key opens them.
     """
+    from bul.blocks.text_chain import text_secret
     from bul.router.app import Router
     from bul.service.auth import Gate, check_bind
 
@@ -75,7 +80,18 @@ def make_router(settings: Settings) -> Router:
         tenant = gate.tenant_of(headers)
         return tenant is not None and gate.may_see_totals(tenant)
 
-    return Router(settings.route, gate=may_see)
+    router = Router(
+        settings.route,
+        gate=may_see,
+        text_secret=text_secret(settings.serve.cache_secret),
+    )
+    if settings.route.explain:
+        router.judge.explain = _explain
+    return router
+
+
+def _explain(decision: typing.Mapping[str, object]) -> None:
+    click.echo(msgspec.json.encode(decision), err=True)
 
 
 async def _route(router: Router, events: EventLog) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 
 from bul.errors import ConfigError
 
-__all__ = ["in_range", "one_of", "whole"]
+__all__ = ["header_name", "in_range", "one_of", "whole"]
+
+HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 
 
 def in_range(name: str, value: float, low: float, high: float) -> None:
@@ -28,3 +31,9 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     """One of `choices`. Raises ConfigError."""
     if value not in choices:
         raise ConfigError(f"{name} must be one of {', '.join(choices)}, was {value!r}")
+
+
+def header_name(name: str, value: str) -> None:
+    """The name of a header or a cookie (RFC 9110's token). Raises ConfigError."""
+    if not HEADER_NAME.fullmatch(value):
+        raise ConfigError(f"{name} must be a header's name, was {value!r}")

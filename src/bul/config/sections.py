@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+from bul.config.checks import header_name as _header_name
 from bul.config.checks import in_range as _in_range
 from bul.config.checks import one_of as _one_of
 from bul.config.checks import whole as _whole
@@ -201,7 +202,10 @@ class RouteConfig:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    policy: Literal["round_robin", "least_conn", "prefix"] = "prefix"
+    policy: Literal["round_robin", "least_conn", "prefix", "session"] = "prefix"
+    session_header: str = "x-session-id"
+    session_cookie: str = "bul-session"
+    explain: bool = False
     replicas: tuple[str, ...] = ()
     connect_timeout_s: float = 1.0
     response_timeout_s: float = 300.0
@@ -222,8 +226,12 @@ class RouteConfig:
     drain_s: float = 30.0
 
     def __post_init__(self) -> None:
+    session_header, session_cookie: where the policy `session` reads whose request it is. explain:
+    log the scores of every decision.
         _whole("port", self.port, 0, 65535)
-        _one_of("policy", self.policy, ("round_robin", "least_conn", "prefix"))
+        _one_of("policy", self.policy, ("round_robin", "least_conn", "prefix", "session"))
+        _header_name("session_header", self.session_header)
+        _header_name("session_cookie", self.session_cookie)
         _in_range("connect_timeout_s", self.connect_timeout_s, 0.01, 60)
         _in_range("response_timeout_s", self.response_timeout_s, 0.1, 86400)
         _in_range("header_timeout_s", self.header_timeout_s, 0.1, 600)

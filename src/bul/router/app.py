@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 
@@ -22,10 +21,10 @@ from bul.router.exchange import Exchange
 from bul.router.health import FAILURES_MAX, Prober
 from bul.router.hedge import FirstBytes
 from bul.router.http1 import Request, error_response
-from bul.router.prompt import Prompt, read_prompt
+from bul.router.judge import Judge
+from bul.router.prompt import Prompt, read_prompt, session_of
 from bul.router.rates import Rates
 from bul.router.replica import IDLE_S, READY, REMOVED, Replica
-from bul.router.route import choose, choose_prefix
 from bul.router.waiting import WaitingLine
 
 __all__ = ["Router"]
@@ -40,10 +39,18 @@ Gate = Callable[[Iterable[tuple[bytes, bytes]]], bool]
 class Router:
     """One listening router. Make it, `await start()`, and `await stop()` at the end.
 
-    gate: says whether a request with these headers may read /replicas and /metrics.
+    gate: says whether a request with these headers may read /replicas and /metrics. text_secret:
+    of the region, the key of prompts' hints.
     """
 
-    def __init__(self, config: RouteConfig, *, gate: Gate = lambda _headers: True) -> None:
+    def __init__(
+        self,
+        config: RouteConfig,
+        *,
+        gate: Gate = lambda _headers: True,
+        text_secret: bytes = b"",
+        resume_secret: str | None = None,
+    ) -> None:
         self.config = config
         self.url = ""
         self.coarse_s = 0.0
@@ -58,11 +65,16 @@ class Router:
         self.more_metrics: Callable[[], str] = str
         """Of whoever runs this router, in Prometheus' text format; shown at /metrics too."""
         self._gate = gate
+        self._text_secret = text_secret
+        self.resume_secret = resume_secret
+        self._by_prefix = config.policy == "prefix"
+        by_session = config.session_header.lower().encode(), config.session_cookie.encode()
+        self._session = by_session if config.policy == "session" else None
         self._replicas: dict[str, Replica] = {}
         self._probers: dict[str, Prober] = {}
         self._ready: tuple[Replica, ...] = ()
         self.queued = self.shed = 0
-        self._turn = itertools.count()
+        self.judge = Judge(config, self.rates)
         self._budget = RetryBudget(share=config.retry_share, at_least=config.retries_at_least)
         self._clients: dict[ClientConnection, None] = {}
         self._server: asyncio.Server | None = None
@@ -170,7 +182,9 @@ class Router:
         client.deadline_s = math.inf
         self.arrivals += 1
         self._budget.request(self.coarse_s)
-        prompt = read_prompt(request, hints=self.config.policy == "prefix")
+        prompt = read_prompt(request, hints=self._by_prefix, secret=self._text_secret)
+        if self._session is not None:
+            prompt = prompt.of_session(session_of(request, *self._session))
         exchange = Exchange(self, client, request, prompt)
         client.exchange = exchange
         exchange.dispatch()
@@ -185,26 +199,7 @@ class Router:
         """The replica for the next request; None if none but those in `tried` is ready and has
         room.
         """
-        candidates = [
-            replica
-            for replica in self._ready
-            if replica.in_flight < replica.limit.now and replica not in tried
-        ]
-        if not candidates:
-            return None
-        in_flight = [replica.in_flight for replica in candidates]
-        turn = next(self._turn)
-        if self.config.policy != "prefix":
-            return candidates[choose(self.config.policy, in_flight, turn)]
-        hints = prompt.hints
-        chosen = choose_prefix(
-            [prompt.tokens_after(replica.residency.matched(hints)) for replica in candidates],
-            in_flight,
-            turn,
-            per_token_ms=self.rates.per_token_ms,
-            per_request_ms=self.rates.per_request_ms,
-        )
-        return candidates[chosen]
+        return self.judge.pick(self._ready, prompt, tried, self.coarse_s)
 
     def may_retry(self, tried: tuple[Replica, ...]) -> bool:
         """Whether another replica may try; if so, that is taken from the budget."""

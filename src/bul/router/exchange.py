@@ -68,8 +68,8 @@ class Exchange:
         self._in_line = False
         self.replica: Replica | None = None
         self.started = False
-        self.deadline_s = router.coarse_s + router.config.response_timeout_s
         self._router = router
+        self.deadline_s = router.coarse_s + router.config.response_timeout_s
         self._client: ClientConnection | None = client
         self._upstream: UpstreamConnection | None = None
         self._dialling: asyncio.Task[None] | None = None
@@ -267,8 +267,9 @@ class Exchange:
 
     def _note(self, replica: Replica) -> None:
         """Remember what this dispatch leaves to compute, and that the replica will hold it."""
-        self._to_compute = self._prompt.tokens_after(replica.residency.matched(self._prompt.hints))
-        replica.residency.add(self._prompt.hints)
+        prompt, now_s = self._prompt, self._router.coarse_s
+        self._to_compute = prompt.tokens_after(replica.residency.matched(prompt.hints, now_s))
+        replica.residency.add(prompt.hints, now_s)
 
     def _learn(self) -> None:
         """The first byte is here: what that says about rates and about the replica's limit."""
@@ -277,6 +278,7 @@ class Exchange:
         waited_s = router.now_s() - self._sent_s
         router.first_bytes.observe(self._prompt, self._to_compute, waited_s)
         if self._prompt.hints:
+            replica.residency.computed(self._prompt.hints)
             router.rates.observe(self._to_compute, self._ahead, waited_s * 1000)
         target_s = router.config.first_byte_target_s
         if target_s and waited_s > target_s:
@@ -330,7 +332,7 @@ class Exchange:
         elif replica is not None and self._router.may_retry((*self._tried, replica)):
             self._retry(replica)
         else:
-            self._answer(status, reason, "replica_failed")
+            self._answer(status, reason, "replica_failed", replica=replica and replica.header_line)
 
     def _retry(self, replica: Replica) -> None:
         self._release(close=True)
@@ -379,13 +381,11 @@ class Exchange:
         self._router.refused += 1
         self._answer(503, "no replica is ready", "no_replica", retry_after_s=RETRY_AFTER_S)
 
-    def _answer(self, status: int, reason: str, code: str, *, retry_after_s: int = 0) -> None:
+    def _answer(self, status: int, reason: str, code: str, **more: typing.Any) -> None:
         client, self._client = self._client, None
         if client is not None:
             close = not self.request.keep_alive
-            client.write(
-                error_response(status, reason, code, close=close, retry_after_s=retry_after_s)
-            )
+            client.write(error_response(status, reason, code, close=close, **more))
             client.answered(close=close)
 
     def _break_off(self, reason: str, upstream: UpstreamConnection | None) -> None:

@@ -44,6 +44,8 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     )
 )
+NO_REPLICA = b"x-bul-replica: none\r\n"
+"""Of an answer that is the router's own."""
 _OURS = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]{0,255}")
 _TARGET = re.compile(rb"/[\x21\x22\x24-\x7e]*")
@@ -54,6 +56,7 @@ _REASONS = {
     200: b"OK",
     400: b"Bad Request",
     401: b"Unauthorized",
+    403: b"Forbidden",
     405: b"Method Not Allowed",
     408: b"Request Timeout",
     413: b"Content Too Large",
@@ -276,28 +279,44 @@ def _body_too_large() -> InvalidRequest:
 
 
 def response(
-    status: int, body: bytes, *, kind: bytes = b"application/json", extra: bytes = b"", close: bool
+    status: int,
+    body: bytes,
+    *,
+    kind: bytes = b"application/json",
+    extra: bytes = b"",
+    replica: bytes | None = None,
+    close: bool,
 ) -> bytes:
-    """A whole response of our own. `extra` are header lines, each with its CRLF."""
-    return b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n%b" % (
+    """A whole response of our own. `extra` are header lines, each with its CRLF, and so is
+    `replica`: whose failure this is about.
+    """
+    return b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b%b%b\r\n%b" % (
         status,
         _REASONS.get(status, b"Status"),
         kind,
         len(body),
         extra,
+        replica or NO_REPLICA,
         b"connection: close\r\n" if close else b"",
         body,
     )
 
 
 def error_response(
-    status: int, message: str, code: str, *, close: bool, retry_after_s: int = 0
+    status: int,
+    message: str,
+    code: str,
+    *,
+    close: bool,
+    retry_after_s: int = 0,
+    replica: bytes | None = None,
 ) -> bytes:
     """An error in OpenAI's shape."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     document = {"error": {"message": message, "type": kind, "param": None, "code": code}}
     extra = b"retry-after: %d\r\n" % retry_after_s if retry_after_s else b""
-    return response(status, msgspec.json.encode(document), extra=extra, close=close)
+    body = msgspec.json.encode(document)
+    return response(status, body, extra=extra, replica=replica, close=close)
 
 
 def stream_error(reason: str) -> bytes:

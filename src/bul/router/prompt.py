@@ -10,26 +10,44 @@ import typing
 
 import msgspec
 
-from bul.blocks.text_chain import CHUNK_BYTES, chat_text, text_hints, text_root
+from bul.blocks.text_chain import (
+    CHUNK_BYTES,
+    TEXT_BYTES_MAX,
+    AskedChat,
+    AskedCompletion,
+    asked_text,
+    text_hints,
+    text_root,
+)
 from bul.router.http1 import Request
 
-__all__ = ["BYTES_PER_TOKEN", "NO_PROMPT", "Prompt", "read_prompt"]
+__all__ = [
+    "BYTES_PER_TOKEN",
+    "CHUNK_TOKENS",
+    "NO_PROMPT",
+    "SESSION_BYTES_MAX",
+    "TEXT_BYTES_MAX",
+    "Prompt",
+    "read_prompt",
+    "session_of",
+]
 
 BYTES_PER_TOKEN = 4
 """Of English text, about; only the ratio of two costs depends on it."""
 CHUNK_TOKENS = CHUNK_BYTES / BYTES_PER_TOKEN
-TEXT_BYTES_MAX = 256 * 1024
-"""Longer texts are told apart by their beginnings."""
+SESSION_BYTES_MAX = 256
+"""Of a session's id: longer ones are told apart by their beginnings."""
 
 
 class Prompt:
     """hints: of each full chunk from the beginning. tokens: estimated length of the whole.
 
     stream, max_tokens: of the answer, 0 if not said. may_repeat: asking two replicas does no harm.
+    session: whose request it is, b"" if it did not say.
     Not a frozen dataclass: one is made per request, and that would cost a microsecond.
     """
 
-    __slots__ = ("hints", "max_tokens", "may_repeat", "stream", "tokens")
+    __slots__ = ("hints", "max_tokens", "may_repeat", "session", "stream", "tokens")
 
     def __init__(
         self,
@@ -45,32 +63,29 @@ class Prompt:
         self.stream = stream
         self.max_tokens = max_tokens
         self.may_repeat = may_repeat
+        self.session = b""
 
     def tokens_after(self, chunks: int) -> float:
         """Estimated tokens in [chunks, end): those to compute when the first ones are cached."""
         return self.tokens - chunks * CHUNK_TOKENS
 
+    def of_session(self, session: bytes) -> Prompt:
+        """The same one with its session's id; `NO_PROMPT` itself is never changed."""
+        prompt = Prompt([], 0.0) if self is NO_PROMPT else self
+        prompt.session = session
+        return prompt
+
 
 NO_PROMPT = Prompt([], 0.0)
 
 
-class _Message(msgspec.Struct):
-    role: str = ""
-    content: typing.Any = None
-
-
-class _Chat(msgspec.Struct):
-    messages: list[_Message]
-    model: str = ""
-    tools: typing.Any = None
+class _Chat(AskedChat):
     stream: typing.Any = None
     max_tokens: typing.Any = None
     max_completion_tokens: typing.Any = None
 
 
-class _Completion(msgspec.Struct):
-    prompt: str
-    model: str = ""
+class _Completion(AskedCompletion):
     stream: typing.Any = None
     max_tokens: typing.Any = None
     max_completion_tokens: typing.Any = None
@@ -80,29 +95,27 @@ _CHAT = msgspec.json.Decoder(_Chat)
 _COMPLETION = msgspec.json.Decoder(_Completion)
 
 
-def read_prompt(request: Request, *, hints: bool = True) -> Prompt:
+def read_prompt(request: Request, *, hints: bool = True, secret: bytes = b"") -> Prompt:
     """The prompt of a chat or a completion; `NO_PROMPT` for everything else.
 
-    hints: without them, its prefix stays unknown.
+    hints: without them, its prefix stays unknown. secret: of the region, for the chain's root.
     """
     target = request.target
     asked: _Chat | _Completion
     try:
         if target.startswith(b"/v1/chat/completions"):
-            asked = chat = _CHAT.decode(request.body)
-            text = chat_text([(found.role, found.content) for found in chat.messages], chat.tools)
+            asked = _CHAT.decode(request.body)
         elif target.startswith(b"/v1/completions"):
             asked = _COMPLETION.decode(request.body)
-            text = asked.prompt
         else:
             return NO_PROMPT
-        data = text.encode()
+        data = asked_text(asked).encode()
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return NO_PROMPT
     chain: list[int] = []
     if hints:
         tenant = request.authorization[0] if request.authorization else b""
-        chain = text_hints(text_root(asked.model, tenant), data[:TEXT_BYTES_MAX])
+        chain = text_hints(text_root(asked.model, tenant, secret), data[:TEXT_BYTES_MAX])
     most = asked.max_completion_tokens or asked.max_tokens
     return Prompt(
         chain,
@@ -111,3 +124,26 @@ def read_prompt(request: Request, *, hints: bool = True) -> Prompt:
         max_tokens=most if type(most) is int and most > 0 else 0,
         may_repeat=request.method == b"POST",
     )
+
+
+def session_of(request: Request, header: bytes, cookie: bytes) -> bytes:
+    """The session's id from this header (its name in lower case), else from this cookie; b"" if
+    there is neither.
+    """
+    found = b""
+    for line in request.lines:
+        name, _, value = line.partition(b":")
+        lower = name.lower()
+        if lower == header:
+            return value.strip()[:SESSION_BYTES_MAX]
+        if lower == b"cookie" and not found:
+            found = _cookie(value, cookie)
+    return found
+
+
+def _cookie(value: bytes, wanted: bytes) -> bytes:
+    for pair in value.split(b";"):
+        name, _, content = pair.strip().partition(b"=")
+        if name == wanted:
+            return content.strip(b'"')[:SESSION_BYTES_MAX]
+    return b""

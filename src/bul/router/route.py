@@ -9,12 +9,22 @@ compute, and the requests that it has ahead. A prefix that everybody asks for mu
 replica that holds it, so a filter comes first: nobody may have more than 1.25 times the mean
 under way (bounded loads, Mirrokni et al., arXiv:1608.01350). Beside three replicas with 8 under
 way, the holder of a hot prefix takes a 12th request; the 13th makes a second home for it.
+
+A herd is the exception: while a prefix that nobody holds is being computed for somebody, whoever
+comes with the same one goes there too and waits for its blocks, instead of computing them again
+on each of the idle ones. It ends with the first answer: then the prefix is warm, and load counts.
+
+`session` keeps a client's requests together by rendezvous hashing (Thaler and Ravishankar, 1998):
+the highest hash of (session, replica) wins, so that a replica that goes takes only its own
+sessions with it, and gets them back when it returns.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+
+import xxhash
 
 __all__ = [
     "POLICIES",
@@ -25,6 +35,7 @@ __all__ = [
     "score_least_conn",
     "score_prefix",
     "score_round_robin",
+    "score_session",
 ]
 
 Scorer = Callable[[Sequence[int]], list[float]]
@@ -33,6 +44,8 @@ LOAD_SHARE_MAX = 1.25
 """Times the mean of requests under way that one replica may have."""
 LOAD_SLACK = 2
 """Below this many under way there is no crowd, whatever the mean."""
+HERD_SHARE = 0.5
+"""Of what a prompt would cost elsewhere, at least so much must be under way for others."""
 
 
 def score_round_robin(in_flight: Sequence[int]) -> list[float]:
@@ -51,17 +64,28 @@ def score_prefix(
     *,
     per_token_ms: float,
     per_request_ms: float,
+    herd: Sequence[float] = (),
 ) -> list[float]:
     """Less waiting scores higher: 1 for none, 1/2 for a millisecond; 0 for the overloaded, of
-    whom there is always somebody who is not.
+    whom there is always somebody who is not, and for those beside the home of a herd.
 
-    tokens: what each candidate would still have to compute of this prompt.
+    tokens: what each candidate would still have to compute of this prompt. herd: what it already
+    computes of it for others, not counted in `tokens`; empty if nobody does.
     """
+    homes = _herd_homes(tokens, herd) if herd else ()
     limit = load_limit(in_flight)
     return [
-        1.0 / (1.0 + per_token_ms * compute + per_request_ms * load) if load < limit else 0.0
-        for compute, load in zip(tokens, in_flight, strict=True)
+        1.0 / (1.0 + per_token_ms * compute + per_request_ms * load)
+        if (index in homes if homes else load < limit)
+        else 0.0
+        for index, (compute, load) in enumerate(zip(tokens, in_flight, strict=True))
     ]
+
+
+def score_session(session: bytes, names: Sequence[bytes]) -> list[float]:
+    """A hash of session and name, as evenly spread as chance; the rest has no say."""
+    seed = xxhash.xxh3_64_intdigest(session)
+    return [xxhash.xxh3_64_intdigest(name, seed) / (1 << 64) for name in names]
 
 
 POLICIES: dict[str, Scorer] = {
@@ -69,6 +93,16 @@ POLICIES: dict[str, Scorer] = {
     "least_conn": score_least_conn,
 }
 """The policies that look at nothing but the load."""
+
+
+def _herd_homes(tokens: Sequence[float], herd: Sequence[float]) -> frozenset[int]:
+    """Who computes most of what would have to be computed at the best of the others anyway."""
+    alone = min(compute + shared for compute, shared in zip(tokens, herd, strict=True))
+    return frozenset(
+        index
+        for index, shared in enumerate(herd)
+        if shared > 0 and alone - tokens[index] >= HERD_SHARE * alone
+    )
 
 
 def load_limit(in_flight: Sequence[int]) -> int:
@@ -99,9 +133,10 @@ def choose_prefix(
     *,
     per_token_ms: float,
     per_request_ms: float,
+    herd: Sequence[float] = (),
 ) -> int:
     """As `choose`, for a prompt of which candidate i would have to compute `tokens[i]`."""
     scores = score_prefix(
-        tokens, in_flight, per_token_ms=per_token_ms, per_request_ms=per_request_ms
+        tokens, in_flight, per_token_ms=per_token_ms, per_request_ms=per_request_ms, herd=herd
     )
     return pick(scores, turn)

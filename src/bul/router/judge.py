@@ -1,0 +1,114 @@
+"""From the ready replicas and a prompt to the one that takes it: gathers facts for `route.py`.
+
+Refuses to score: that is pure and lives in `route.py`. With `explain` set, every decision is told
+with the scores of all candidates and why the others were none; no text of a prompt is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+
+from bul.config import RouteConfig
+from bul.router.prompt import CHUNK_TOKENS, Prompt
+from bul.router.rates import Rates
+from bul.router.replica import Replica
+from bul.router.route import POLICIES, pick, score_prefix, score_session
+
+__all__ = ["Judge"]
+
+Facts = Mapping[str, Sequence[float]]
+NO_FACTS: Facts = {}
+
+
+class Judge:
+    """Keeps nothing but the turn, by which ties go round."""
+
+    def __init__(self, config: RouteConfig, rates: Rates) -> None:
+        self._policy = config.policy
+        self._rates = rates
+        self._turn = itertools.count()
+        self.explain: Callable[[Mapping[str, object]], None] | None = None
+
+    def pick(
+        self, ready: Sequence[Replica], prompt: Prompt, tried: Sequence[Replica], now_s: float
+    ) -> Replica | None:
+        """None if none but those in `tried` is ready and has room. Changes no replica."""
+        candidates = [
+            replica
+            for replica in ready
+            if replica.in_flight < replica.limit.now and replica not in tried
+        ]
+        scores: list[float] = []
+        facts, turn, chosen = NO_FACTS, 0, None
+        if candidates:
+            turn = next(self._turn)
+            scores, facts = self._scores(candidates, prompt, now_s)
+            chosen = candidates[pick(scores, turn)]
+        if self.explain is not None:
+            document = self._explained(candidates, scores, facts) | {
+                "tokens": prompt.tokens,
+                "turn": turn,
+                "chosen": chosen and chosen.url,
+                "left_out": _left_out(ready, candidates, tried),
+            }
+            self.explain(document)
+        return chosen
+
+    def _scores(
+        self, candidates: Sequence[Replica], prompt: Prompt, now_s: float
+    ) -> tuple[list[float], Facts]:
+        """The scores, and what they were made from beside the load."""
+        in_flight = [replica.in_flight for replica in candidates]
+        if self._policy == "prefix":
+            return self._prefix_scores(candidates, in_flight, prompt, now_s)
+        if self._policy == "session" and prompt.session:
+            names = [replica.authority for replica in candidates]
+            return score_session(prompt.session, names), NO_FACTS
+        return POLICIES.get(self._policy, POLICIES["least_conn"])(in_flight), NO_FACTS
+
+    def _prefix_scores(
+        self, candidates: Sequence[Replica], in_flight: list[int], prompt: Prompt, now_s: float
+    ) -> tuple[list[float], Facts]:
+        hints = prompt.hints
+        matched = [replica.residency.matched(hints, now_s) for replica in candidates]
+        tokens = [prompt.tokens_after(chunks) for chunks in matched]
+        herd: list[float] = []
+        if any(matched):
+            herd = [
+                (chunks - replica.residency.warm(hints)) * CHUNK_TOKENS if chunks else 0.0
+                for chunks, replica in zip(matched, candidates, strict=True)
+            ]
+        scores = score_prefix(
+            tokens,
+            in_flight,
+            per_token_ms=self._rates.per_token_ms,
+            per_request_ms=self._rates.per_request_ms,
+            herd=herd if any(herd) else (),
+        )
+        return scores, {"to_compute_tokens": tokens, "computing_tokens": herd}
+
+    def _explained(
+        self, candidates: Sequence[Replica], scores: Sequence[float], facts: Facts
+    ) -> dict[str, object]:
+        rows = []
+        for index, replica in enumerate(candidates):
+            row = {"url": replica.url, "score": scores[index], "in_flight": replica.in_flight}
+            rows.append(row | {name: given[index] for name, given in facts.items() if given})
+        return {
+            "event": "routed",
+            "policy": self._policy,
+            "per_token_ms": self._rates.per_token_ms,
+            "per_request_ms": self._rates.per_request_ms,
+            "candidates": rows,
+        }
+
+
+def _left_out(
+    ready: Sequence[Replica], candidates: Sequence[Replica], tried: Sequence[Replica]
+) -> list[dict[str, str]]:
+    return [
+        {"url": replica.url, "why": "tried" if replica in tried else "full"}
+        for replica in ready
+        if replica not in candidates
+    ]
