@@ -198,6 +198,8 @@ class RouteConfig:
     in_flight_max: requests under way at one replica, at most; a 429, or a first byte later than
     first_byte_target_s (0: no target), lowers that replica's limit until its answers are good
     again. queue_max, queue_deadline_s: requests that wait for room, and for how long.
+    session_header, session_cookie: where the policy `session` reads whose request it is. explain:
+    log the scores of every decision.
     """
 
     host: str = "127.0.0.1"
@@ -226,8 +228,6 @@ class RouteConfig:
     drain_s: float = 30.0
 
     def __post_init__(self) -> None:
-    session_header, session_cookie: where the policy `session` reads whose request it is. explain:
-    log the scores of every decision.
         _whole("port", self.port, 0, 65535)
         _one_of("policy", self.policy, ("round_robin", "least_conn", "prefix", "session"))
         _header_name("session_header", self.session_header)
