@@ -49,12 +49,21 @@ def test_the_fit_finds_the_rates_that_made_the_points() -> None:
     assert profile["overhead_s"] == pytest.approx(0.01)
     assert profile["decode_base_s"] == pytest.approx(0.02)
     assert profile["decode_each_s"] == pytest.approx(0.001)
-    assert residuals["ttft_residual_s"] == pytest.approx(0, abs=1e-9)
+    assert residuals["ttft_residual"] == pytest.approx(0, abs=1e-9)
 
 
 def test_a_first_token_that_does_not_depend_on_the_prompt_is_no_profile() -> None:
     with pytest.raises(BulError, match="does not grow"):
         fit_profile([(64, 0.2), (256, 0.1)], [(1, 0.02)], **TOLD)
+
+
+def test_late_tokens_of_a_prompt_may_be_dearer() -> None:
+    points = [(n, 0.01 + n * (1 + 0.0004 * n / 2) / 250) for n in (64, 256, 1024, 2048)]
+    profile, _ = fit_profile(points, [(1, 0.02)], **TOLD)
+    assert profile["prefill_tokens_per_s"] == pytest.approx(250)
+    assert profile["prefill_growth"] == pytest.approx(0.0004)
+    alone_s = ReplicaProfile(**profile).idle_ttft_s(1024)
+    assert alone_s == pytest.approx(points[2][1])
 
 
 @pytest.mark.slow
@@ -68,6 +77,7 @@ async def test_a_measured_profile_is_the_configured_one() -> None:
         )  # fmt: skip
         client.close()
     assert found["profile"]["slots"] == 4
+    assert found["profile"]["prefills_together"] == 4
     assert found["profile"]["prefill_tokens_per_s"] == pytest.approx(4000, rel=0.15)
     assert found["profile"]["decode_base_s"] == pytest.approx(0.02, rel=0.25)
 

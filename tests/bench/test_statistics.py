@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from bul.bench.statistics import bootstrap_interval, fit_line, percentile, t_interval
+from bul.bench.statistics import bootstrap_interval, fit_powers, percentile, t_interval
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,17 @@ def test_the_bootstrap_covers_the_median_and_repeats_with_its_seed() -> None:
     assert bootstrap_interval(values, 0.5, seed=1) == found
 
 
-def test_a_line_through_points_is_found_with_its_residual() -> None:
-    exact = fit_line([1, 2, 3], [5, 7, 9])
-    assert (exact.intercept, exact.slope) == pytest.approx((3, 2))
-    assert exact.residual == pytest.approx(0, abs=1e-9)
-    assert fit_line([0, 0, 2, 2], [0, 2, 2, 4]).residual == pytest.approx(1.0)
-    assert math.isnan(fit_line([1, 1], [2, 3]).slope)
+def test_powers_through_points_are_found_with_their_error() -> None:
+    (base, each, grows), error = fit_powers(
+        [(n, 3 + 2 * n + n * n) for n in (1, 2, 3, 9)], (0, 1, 2)
+    )
+    assert (base, each, grows) == pytest.approx((3, 2, 1))
+    assert error == pytest.approx(0, abs=1e-9)
+
+
+def test_no_cost_is_negative_and_a_fit_that_misses_says_by_how_much() -> None:
+    (base, each), error = fit_powers([(1, 1.0), (2, 3.0)], (0, 1))
+    assert base == 0
+    assert 1.0 < each < 1.5
+    assert error > 0.1
+    assert math.isnan(fit_powers([(1, 2.0)], ())[1])

@@ -2,9 +2,15 @@
 
 Refuses to measure what a client cannot see: `chunk_tokens` and `cache_tokens` are told, not fitted.
 
-    prompts of several lengths, alone:  ttft = overhead_s + tokens / prefill_tokens_per_s
+    prompts of several lengths, alone:  ttft = overhead_s + work / prefill_tokens_per_s, with
+                                        work = tokens * (1 + prefill_growth * tokens / 2)
     n replies at once, short prompts:   gap  = decode_base_s + decode_each_s * n
     slots:  of many replies at once, those that began before the first one ended
+    a long and a short prompt at once:  do they take turns, or is the long one served first?
+
+Attention reads all tokens before, so the token at depth d costs (1 + prefill_growth * d) times the
+first one: an engine that prefills 250 tokens/s at the start of a prompt does 170 at 2,600 deep.
+Fits are in relative terms, and no cost is negative: 10 % off at 64 tokens is as bad as at 2,048.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ from typing import Any
 
 from bul.bench.client import Client, Sample
 from bul.bench.load import Limits, Run, run_load
-from bul.bench.statistics import fit_line, percentile
+from bul.bench.statistics import fit_powers, percentile
 from bul.bench.workload import Conversation, Part, Turn
 from bul.errors import BulError
 
@@ -25,6 +31,7 @@ __all__ = ["fit_profile", "measure_profile"]
 PROMPT_TOKENS = (64, 256, 512, 1024, 2048)
 TRIES = 3
 SHORT_PROMPT_TOKENS = 16
+LONG_AND_SHORT = (1024, 64)
 OUTPUT_TOKENS = 48
 SLOTS_PROBED_MAX = 64
 
@@ -39,35 +46,34 @@ def fit_profile(
     slots: int,
     chunk_tokens: int,
     cache_tokens: int,
+    prefills_together: int = 1,
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """The profile and its residuals (RMS, seconds), by least squares. Pure.
+    """The profile and its residuals (RMS, shares of the value), by least squares. Pure.
 
     ttft: (prompt tokens computed, seconds). gaps: (sequences at once, seconds between tokens).
     Raises BulError if the points do not lie as the model needs: rising with the prompt's length.
     """
-    prefill = fit_line(*zip(*ttft, strict=True))
-    if not prefill.slope > 0:
+    (overhead_s, each_token_s, grows_s), ttft_residual = fit_powers(ttft, (0, 1, 2))
+    if not each_token_s > 0:
         raise BulError(
             "the time to the first token does not grow with the prompt: no prefill rate",
             hint="is the endpoint idle, and its cache off for new prompts?",
         )
-    decode = fit_line(*zip(*gaps, strict=True))
-    each_s = max(decode.slope, 0.0) if decode.slope == decode.slope else 0.0
-    base_s = sum(gap_s - each_s * n for n, gap_s in gaps) / len(gaps)
+    (base_s, each_s), decode_residual = fit_powers(gaps, (0, 1))
     profile = {
         "name": name,
-        "prefill_tokens_per_s": 1 / prefill.slope,
+        "prefill_tokens_per_s": 1 / each_token_s,
+        "prefill_growth": 2 * grows_s / each_token_s,
         "decode_base_s": max(base_s, 1e-6),
         "decode_each_s": each_s,
         "slots": slots,
         "chunk_tokens": chunk_tokens,
         "cache_tokens": cache_tokens,
-        "overhead_s": max(prefill.intercept, 0.0),
+        "overhead_s": overhead_s,
+        "prefills_together": prefills_together,
         "measured": True,
     }
-    errors = [gap_s - base_s - each_s * n for n, gap_s in gaps]
-    decode_residual_s = (sum(error * error for error in errors) / len(errors)) ** 0.5
-    return profile, {"ttft_residual_s": prefill.residual, "decode_residual_s": decode_residual_s}
+    return profile, {"ttft_residual": ttft_residual, "decode_residual": decode_residual}
 
 
 async def measure_profile(
@@ -95,8 +101,15 @@ async def measure_profile(
     for n in sorted({1, max(slots // 4, 1), max(slots // 2, 1), slots}):
         say(f"{n} replies at once")
         gaps.append((float(n), _gap_s(_ok(await _together(client, stop, n, seed, 2 + n)))))
+    say("a long and a short prompt at once")
     profile, residuals = fit_profile(
-        ttft, gaps, name=name, slots=slots, chunk_tokens=chunk_tokens, cache_tokens=cache_tokens
+        ttft,
+        gaps,
+        name=name,
+        slots=slots,
+        chunk_tokens=chunk_tokens,
+        cache_tokens=cache_tokens,
+        prefills_together=slots if await _take_turns(client, stop, seed) else 1,
     )
     return {"profile": profile, **residuals, "ttft_points": ttft, "decode_points": gaps}
 
@@ -116,6 +129,14 @@ async def _at_once(
     client: Client, stop: asyncio.Event, n: int, prompts: Iterator[Conversation], requests: int
 ) -> Run:
     return await run_load(client, prompts, Limits(requests=requests, concurrency=n), stop=stop)
+
+
+async def _take_turns(client: Client, stop: asyncio.Event, seed: int) -> bool:
+    """Whether a short prompt passes a long one that came just before."""
+    long, short = (next(_prompts(seed * 1000 + 2, tokens, 2)) for tokens in LONG_AND_SHORT)
+    run = await _at_once(client, stop, 2, iter((long, short)), 2)
+    first, second = sorted(_ok(run), key=lambda sample: -sample.prompt_tokens)
+    return second.first_s < first.first_s
 
 
 def _ok(run: Run) -> list[Sample]:

@@ -1,4 +1,4 @@
-"""Percentiles, intervals and straight lines: pure functions over numbers.
+"""Percentiles, intervals and fits: pure functions over numbers.
 
 Refuses to make up a figure: of no values every statistic is nan, of one value an interval is nan.
 """
@@ -6,13 +6,14 @@ Refuses to make up a figure: of no values every statistic is nan, of one value a
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Interval", "Line", "bootstrap_interval", "fit_line", "percentile", "t_interval"]
+__all__ = ["Interval", "bootstrap_interval", "fit_powers", "percentile", "t_interval"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -35,15 +36,6 @@ class Interval:
     value: float
     low: float
     high: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Line:
-    """y = intercept + slope * x. residual: root mean square, in units of y."""
-
-    intercept: float
-    slope: float
-    residual: float
 
 
 def percentile(values: Sequence[float] | Floats, share: float) -> float:
@@ -85,12 +77,31 @@ def bootstrap_interval(values: Sequence[float] | Floats, share: float, *, seed: 
     return Interval(value=value, low=percentile(found, 0.025), high=percentile(found, 0.975))
 
 
-def fit_line(x: Sequence[float], y: Sequence[float]) -> Line:
-    """Least squares; nan if `x` has fewer than two different values."""
-    if len(set(x)) < 2:
-        return Line(intercept=math.nan, slope=math.nan, residual=math.nan)
-    across, up = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    matrix = np.column_stack([np.ones_like(across), across])
-    (intercept, slope), *_ = np.linalg.lstsq(matrix, up, rcond=None)
-    residual = float(np.sqrt(np.mean((up - intercept - slope * across) ** 2)))
-    return Line(intercept=float(intercept), slope=float(slope), residual=residual)
+def fit_powers(
+    points: Sequence[tuple[float, float]], powers: Sequence[int]
+) -> tuple[list[float], float]:
+    """Coefficients of x**power for points (x, y > 0), none negative; and the RMS error.
+
+    Of least relative squares: 10 % off is as bad at a small y as at a large one. Tries which
+    coefficients are nought, the simplest first: `powers` rise, and one above 1 comes only beside
+    the one below it. nan if no fit has enough different x.
+    """
+    x, y = np.asarray(points, dtype=np.float64).T
+    best, best_error = [math.nan] * len(powers), math.nan
+    for used in sorted(_subsets(powers), key=sum):
+        if len(set(x.tolist())) < len(used):
+            continue
+        matrix = np.column_stack([x**power / y for power in used])
+        found, *_ = np.linalg.lstsq(matrix, np.ones(len(y)), rcond=None)
+        error = float(np.sqrt(np.mean((matrix @ found - 1) ** 2)))
+        if (found >= 0).all() and not error > best_error - 1e-9:
+            values = dict(zip(used, found.tolist(), strict=True))
+            best, best_error = [values.get(power, 0.0) for power in powers], error
+    return best, best_error
+
+
+def _subsets(powers: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    for count in range(1, len(powers) + 1):
+        for used in itertools.combinations(powers, count):
+            if all(power < 2 or power - 1 in used for power in used):
+                yield used

@@ -160,6 +160,6 @@ def _print_profile(console: Console, report: Mapping[str, Any]) -> None:
     table = Table("profile", "")
     for name, value in report["profile"].items():
         table.add_row(name, str(value))
-    for name in ("ttft_residual_s", "decode_residual_s"):
-        table.add_row(f"{name} (RMS)", str(report[name]))
+    for name in ("ttft_residual", "decode_residual"):
+        table.add_row(f"{name} (RMS)", f"{report[name]:.1%}")
     console.print(table)

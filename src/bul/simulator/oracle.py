@@ -42,8 +42,9 @@ def future_of(arrivals: Arrivals, profile: ReplicaProfile, tick_s: float) -> Fut
         arrivals = arrivals.past_unbounded_cache()
     ticks = math.ceil(float(arrivals.at_s[-1]) / tick_s) + 1 if len(arrivals) else 1
     index = np.minimum((arrivals.at_s // tick_s).astype(np.int64), ticks - 1)
+    prompts = arrivals.prompt_tokens
     alone_s = (
-        arrivals.prompt_tokens / profile.prefill_tokens_per_s
+        prompts * (1.0 + profile.prefill_growth * prompts / 2) / profile.prefill_tokens_per_s
         + arrivals.output_tokens / profile.output_tokens_per_s
     )
     work = np.bincount(index, weights=alone_s, minlength=ticks) / tick_s

@@ -47,8 +47,10 @@ DUE = 1e-6
 class ReplicaProfile:
     """Rates of one replica. measured: whether they come from `bul bench` or are round numbers.
 
-    prefill_tokens_per_s: alone. decode_base_s, decode_each_s: one decode call, and what every
-    sequence in it adds. chunk_tokens: prefill tokens per turn. cache_tokens: KV it can keep.
+    prefill_tokens_per_s: alone, at the start of a prompt; the token at depth d costs
+    (1 + prefill_growth * d) times the first one. decode_base_s, decode_each_s: one decode call,
+    and what every sequence in it adds. chunk_tokens: prefill tokens per turn. cache_tokens: KV it
+    can keep. overhead_s: of the first token, whatever the prompt.
     prefills_together: prompts that take turns; 1 is first come, first served.
     """
 
@@ -60,6 +62,7 @@ class ReplicaProfile:
     chunk_tokens: int
     cache_tokens: int
     overhead_s: float = 0.0
+    prefill_growth: float = 0.0
     prefills_together: int = 1
     measured: bool = False
 
@@ -70,7 +73,11 @@ class ReplicaProfile:
 
     def idle_ttft_s(self, prompt_tokens: float) -> float:
         """Time to the first token of such a prompt when nothing else runs."""
-        return self.overhead_s + prompt_tokens / self.prefill_tokens_per_s
+        return self.overhead_s + self.work(0.0, prompt_tokens) / self.prefill_tokens_per_s
+
+    def work(self, cached: float, end: float) -> float:
+        """What tokens [cached, end) of a prompt cost, in tokens at the start of a prompt."""
+        return (end - cached) * (1.0 + self.prefill_growth * (end + cached) / 2.0)
 
     def __post_init__(self) -> None:
         for field in _POSITIVE:
@@ -255,11 +262,11 @@ class ReplicaModel:
         """The prompt's turn: what is cached is known now, the rest is cut into equal chunks."""
         if self._cache is not None:
             self._cache.match(job)
-        tokens = job.prefill_tokens
-        chunk = tokens / math.ceil(tokens / self.profile.chunk_tokens)
+        work = self.profile.work(job.cached_tokens, job.prompt_tokens)
+        chunk = work / math.ceil(job.prefill_tokens / self.profile.chunk_tokens)
         self._chunks += chunk
         self._sequence += 1
-        heapq.heappush(self._computing, (self._prefilled + tokens, self._sequence, job, chunk))
+        heapq.heappush(self._computing, (self._prefilled + work, self._sequence, job, chunk))
 
     def _set_rates(self) -> None:
         profile, running, computing = self.profile, len(self._running), len(self._computing)
