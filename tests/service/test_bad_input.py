@@ -212,7 +212,7 @@ class FailingCore(TimedCore):
         self.error = error
         self.sampled = 0
 
-    def start_sampling(self, slot: int, sampling: Sampling) -> None:
+    def start_sampling(self, slot: int, sampling: Sampling, drawn: int = 0) -> None:
         self.sampled = 0
         super().start_sampling(slot, sampling)
 

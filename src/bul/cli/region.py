@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ class Region:
     """
 
     def __init__(self, settings: Settings, events: EventLog, folder: Path) -> None:
-        self._settings = settings
+        self._settings = settings = _with_resume_secret(settings)
         self._events = events
         self._changed = asyncio.Event()
         self._router: Router | None = None
@@ -142,6 +143,7 @@ class Region:
 
     async def _router_sees(self, replicas: int) -> None:
         """Until the router's own probes have found as many replicas ready."""
+        changes |= {"route.resume_secret": settings.route.resume_secret}
         assert self._router is not None
         while len(self._router.ready) < replicas:  # noqa: ASYNC110 - probes have no event to wait for
             await asyncio.sleep(ROUTER_POLL_S)
@@ -180,3 +182,11 @@ class Region:
 
 def _serve_command(port: int) -> Sequence[str]:
     return [sys.executable, "-m", "bul", "serve", "--port", str(port)]
+def _with_resume_secret(settings: Settings) -> Settings:
+    """One of this region's life, if none is configured: streams shall survive a replica."""
+    if settings.resume_secret:
+        return settings
+    route = dataclasses.replace(settings.route, resume_secret=secrets.token_hex(32))
+    return dataclasses.replace(settings, route=route)
+
+

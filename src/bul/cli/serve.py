@@ -68,6 +68,7 @@ def _serve(settings: Settings) -> None:
     app = ReplicaApp(
         config,
         keys=settings.keys,
+        resume_secret=settings.resume_secret or "",
         cache=lambda: engines[0] if engines else None,
         identities=lambda: _stored_identities(engines[0].config) if engines else [],
     )

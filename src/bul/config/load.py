@@ -81,6 +81,14 @@ class Settings:
                 found[f"{section}.{field.name}"] = getattr(part, field.name)
         return found | {f"{KEYS_SECTION}.{name}": digest for name, digest in self.keys.items()}
 
+    @property
+    def resume_secret(self) -> str | None:
+        """With which routers seal what replicas shall resume; None: no seal can be believed,
+        because keys are set and no secret is. Without keys all listen on loopback alone.
+        """
+        secret = self.route.resume_secret or self.serve.cache_secret
+        return None if self.keys and not secret else secret
+
     def origin(self, key: str) -> Origin:
         return self.origins.get(key, "default")
 

@@ -28,7 +28,8 @@ class ActiveRequest:
     """A request from its arrival to its last delta; only the runner's thread touches it.
 
     tokens: prompt, then output. [0, position) of them is computed in `slot`; of the prompt,
-    [0, cached_tokens) was loaded. `stored_blocks` of the prompt need no storing.
+    [0, cached_tokens) was loaded. `stored_blocks` of the prompt need no storing. The last
+    `resumed_tokens` of the prompt are output of another replica. [0, posted) was in a delta.
     """
 
     request: GenerateRequest
@@ -39,6 +40,8 @@ class ActiveRequest:
     tokens: list[int]
     prompt_tokens: int
     text: TextStream
+    resumed_tokens: int = 0
+    posted: int = 0
     keys: list[bytes] = dataclasses.field(default_factory=list)
     match: PrefixMatch | None = None
     matched_s: float = 0.0
@@ -51,7 +54,7 @@ class ActiveRequest:
 
     @property
     def output_tokens(self) -> int:
-        return len(self.tokens) - self.prompt_tokens
+        return len(self.tokens) - self.prompt_tokens + self.resumed_tokens
 
     @property
     def is_prefilling(self) -> bool:

@@ -100,7 +100,8 @@ class Batch:
         try:
             self._prefill(active, slot)
             if not active.is_prefilling:
-                self._core.start_sampling(slot, active.request.sampling)
+                sampling, drawn = active.request.sampling, active.resumed_tokens
+                self._core.start_sampling(slot, sampling, drawn)
                 token = self._core.sample(slot)
                 self._step(active, slot, token, before_retiring=self._store_prompt)
         except Exception as error:  # noqa: BLE001 - the loop outlives any fault of the core
@@ -197,11 +198,15 @@ class Batch:
                 reason = _STOP
             elif active.output_tokens >= active.max_tokens:
                 reason, text = _LENGTH, text + active.text.finish()
+        tokens: tuple[int, ...] = ()
+        if text or reason:
+            tokens, active.posted = tuple(active.tokens[active.posted :]), len(active.tokens)
         return Delta(
             text=text,
             output_tokens=active.output_tokens,
-            cached_tokens=active.cached_tokens,
+            cached_tokens=min(active.cached_tokens, active.prompt_tokens - active.resumed_tokens),
             finish_reason=reason,
+            tokens=tokens,
         )
 
     def _store_prompt(self, active: ActiveRequest, slot: int, reason: FinishReason | None) -> None:

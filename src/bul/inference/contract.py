@@ -49,7 +49,11 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateRequest:
-    """One sequence to generate. `use_cache=False` neither reads nor writes the cache (controls)."""
+    """One sequence to generate. `use_cache=False` neither reads nor writes the cache (controls).
+
+    resumed: output that another replica generated before; this one goes on after it, and counts
+    it in `output_tokens` and against `max_tokens`.
+    """
 
     request_id: str
     tokens: Sequence[int]
@@ -57,6 +61,7 @@ class GenerateRequest:
     salt: bytes = b""
     use_cache: bool = True
     facts: RequestFacts = RequestFacts()
+    resumed: Sequence[int] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,12 +70,14 @@ class Delta:
 
     `text` never ends inside a UTF-8 character, nor inside what may become a stop string.
     `cached_tokens` (of the prompt, loaded instead of computed) is set from the first delta on.
+    tokens: the output since the last delta; some of their text may still be held back.
     """
 
     text: str
     output_tokens: int
     cached_tokens: int
     finish_reason: FinishReason | None = None
+    tokens: tuple[int, ...] = ()
 
 
 class ModelCore(Protocol):
@@ -152,8 +159,10 @@ class ModelCore(Protocol):
         """
         ...
 
-    def start_sampling(self, slot: int, sampling: Sampling) -> None:
-        """Set up the slot's sampler (its own random state)."""
+    def start_sampling(self, slot: int, sampling: Sampling, drawn: int = 0) -> None:
+        """Set up the slot's sampler (its own random state), `drawn` tokens of the reply having
+        been drawn before, perhaps elsewhere: with a seed, the rest is the same as if here.
+        """
         ...
 
     def sample(self, slot: int) -> int:

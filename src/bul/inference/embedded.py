@@ -12,7 +12,6 @@ Logits cannot be read through this binding; tokens are drawn through its sampler
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +27,7 @@ from bul.inference.contract import ChatMessage, Sampling
 from bul.inference.fingerprint import file_digest, instruction_set, rope_of
 from bul.inference.kv_state import PREFIX_BYTES, KvLayout, StateFile, learn_layout
 from bul.inference.model_file import check_gguf
+from bul.inference.sampling import Sampler
 from bul.inference.vocabulary import Vocabulary
 
 __all__ = ["EmbeddedCore"]
@@ -71,7 +71,7 @@ class EmbeddedCore:
         self._closed = False
         self._lengths = [0] * serve.slots
         self._outputs: dict[int, int] = {}
-        self._samplers: dict[int, Any] = {}
+        self._samplers: dict[int, Sampler] = {}
         self._model = _load_model(path)
         _check_model(self._model, serve, path)
         self._threads = serve.threads or os.cpu_count() or 1
@@ -177,27 +177,16 @@ class EmbeddedCore:
         finally:
             self._file.empty()
 
-    def start_sampling(self, slot: int, sampling: Sampling) -> None:
-        """A sampler with its own random state; temperature 0 is greedy, no seed a random one."""
+    def start_sampling(self, slot: int, sampling: Sampling, drawn: int = 0) -> None:
+        """Temperature 0 is greedy, no seed a random one."""
         self._check_open()
-        chain = llama_cpp.LlamaSampler(llama_cpp.LlamaSamplerChainParams())
-        if sampling.temperature <= 0.0:
-            chain.add_greedy()
-        else:
-            seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
-            if sampling.top_p < 1.0:
-                chain.add_top_p(sampling.top_p, 1)
-            chain.add_temp(sampling.temperature)
-            # All ones means "random" to the engine: fold it, so that every seed repeats.
-            chain.add_dist(seed % 0xFFFF_FFFF)
-        self._samplers[slot] = chain
+        self._samplers[slot] = Sampler(sampling, drawn)
 
     def sample(self, slot: int) -> int:
         """The next token of a slot of the last `prefill` or `decode` call."""
         self._check_open()
         assert slot in self._outputs, f"slot {slot} was not in the last call"
-        token: int = self._samplers[slot].sample(self._context, self._outputs[slot])
-        return token
+        return self._samplers[slot].sample(self._context, self._outputs[slot])
 
     def close(self) -> None:
         """Free the KV. Idempotent.

@@ -35,7 +35,7 @@ from bul.inference.contract import Delta, GenerateRequest, ModelCore, RunnerLoad
 from bul.inference.counters import RunnerCounters
 from bul.inference.fail_open import FailOpenCache
 from bul.inference.outbox import Outbox, Postman
-from bul.inference.stops import TextStream
+from bul.inference.resumed import ended_with, text_after
 
 __all__ = ["BatchingRunner"]
 
@@ -186,6 +186,9 @@ class BatchingRunner:
             )
         if request.sampling.max_tokens < 1:
             raise InvalidRequest("max_tokens must be at least 1", param="max_tokens")
+        if ended_with(request, self._core) is not None:
+            raise InvalidRequest("what was generated elsewhere leaves nothing to generate")
+        resumed = request.resumed
         now_s = self._clock.now_s()
         return ActiveRequest(
             request=request,
@@ -193,9 +196,11 @@ class BatchingRunner:
             arrival_s=now_s,
             deadline_s=now_s + self._deadline_s,
             max_tokens=min(request.sampling.max_tokens, room),
-            tokens=list(request.tokens),
-            prompt_tokens=prompt,
-            text=TextStream(request.sampling.stop),
+            tokens=[*request.tokens, *resumed],
+            prompt_tokens=prompt + len(resumed),
+            text=text_after(request, self._core),
+            resumed_tokens=len(resumed),
+            posted=prompt + len(resumed),
         )
 
     # From here on: the runner's own thread.

@@ -202,8 +202,10 @@ class TimedCore:
         assert 0 <= first <= last <= len(digests), (first, last, len(digests))
         return [_payload(digest, self.block_bytes) for digest in digests[first:last]]
 
-    def start_sampling(self, slot: int, sampling: Sampling) -> None:
-        """Greedy text ignores the seed; with a temperature, equal seeds give equal text."""
+    def start_sampling(self, slot: int, sampling: Sampling, drawn: int = 0) -> None:
+        """Greedy text ignores the seed; with a temperature, equal seeds give equal text. What is
+        in the slot says how many were drawn.
+        """
         chosen = b""
         if sampling.temperature > 0.0:
             seed = secrets.randbits(64) if sampling.seed is None else sampling.seed

@@ -37,7 +37,8 @@ from bul.service.generation import Generation, requests_of
 from bul.service.health import Health
 from bul.service.openai import BODY_BYTES_MAX, Job, parse_chat, parse_completion
 from bul.service.prompts import prompt_tokens, text_chars
-from bul.service.replies import Failure, Reply
+from bul.service.replies import Reply
+from bul.service.resuming import Wanted, check_job, read_body
 
 __all__ = ["ReplicaApp"]
 
@@ -53,14 +54,16 @@ Handler = Callable[[Exchange, str, str], Awaitable[None]]
 class ReplicaApp:
     """Call it with (scope, receive, send). One event loop; not thread-safe.
 
-    keys: name -> SHA-256 of the key, empty for none. cache: None until there is one. identities:
-    the fields of those that the slower tiers hold blocks of. `connections` tells how many are
-    open; the server sets it.
+    keys: name -> SHA-256 of the key, empty for none. resume_secret: the region's, without which
+    streams are taken up at an open gate only. cache: None until there is one. identities: the
+    fields of those that the slower tiers hold blocks of. events: what the cache's watcher tells.
+    `connections` tells how many are open; the server sets it.
     """
 
     def __init__(
         self,
         config: ServeConfig,
+        resume_secret: str = "",
         *,
         keys: Mapping[str, str] | None = None,
         cache: Callable[[], CacheView | None] = lambda: None,
@@ -68,6 +71,7 @@ class ReplicaApp:
         clock: Clock | None = None,
     ) -> None:
         self._config = config
+        self._resume_secret = resume_secret if resume_secret or self._gate.open else None
         self._gate = Gate(dict(keys or {}))
         self._clock = clock or SystemClock()
         self._health = Health(stuck_after_s=config.stuck_after_s, clock=self._clock)
@@ -228,15 +232,23 @@ class ReplicaApp:
         self, exchange: Exchange, parse: Callable[..., Job], tenant: str, request_id: str
     ) -> None:
         runner = self._runner()
-        body = await exchange.body(BODY_BYTES_MAX)
-        job = parse(body, context_tokens=runner.core.context_tokens)
+        wanted = await read_body(exchange, self._resume_secret)
+        job = parse(wanted.body, context_tokens=runner.core.context_tokens)
         if job.model != runner.core.model_id:
             raise _no_such_model(job.model)
-        work = self._run(exchange, runner, job, tenant, request_id)
+        if wanted.sent is not None:
+            check_job(job)
+        work = self._run(exchange, runner, job, wanted, tenant, request_id)
         await exchange.while_connected(work)
 
     async def _run(
-        self, exchange: Exchange, runner: Runner, job: Job, tenant: str, request_id: str
+        self,
+        exchange: Exchange,
+        runner: Runner,
+        job: Job,
+        wanted: Wanted,
+        tenant: str,
+        request_id: str,
     ) -> None:
         started_s = self._clock.now_s()
         prompts = await self._tokenize(runner, job)
@@ -256,12 +268,15 @@ class ReplicaApp:
             created_s=int(self._clock.wall_s()),
         )
         generation = Generation(
+            resumed=wanted.sent.tokens if wanted.sent else (),
             runner, requests, job=job, reply=reply, clock=self._clock, observer=self._metrics
         )
         whole = False
         try:
             if job.stream:
                 await generation.answer_streamed(exchange)
+            shows_tokens=wanted.shows_tokens and len(requests) == 1,
+            sent=wanted.sent,
             else:
                 await generation.answer_whole(exchange)
             whole = True
@@ -299,7 +314,7 @@ class ReplicaApp:
         counts = {
             "prompt_tokens": generation.prompt_tokens,
             "cached_tokens": generation.cached_tokens,
-            "output_tokens": generation.output_tokens,
+            "output_tokens": generation.generated_tokens,
         }
         latency_s = now_s - started_s if whole else None
         self._metrics.generated(latency_s, self._gate.class_of(tenant), **counts)

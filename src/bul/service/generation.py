@@ -15,6 +15,8 @@ from typing import Protocol
 from bul.blocks.prefix import RequestFacts
 from bul.clock import Clock
 from bul.inference.contract import Delta, GenerateRequest, Runner
+from bul.inference.resume import HEADER, Sent
+from bul.inference.resumed import ended_with
 from bul.service import replies
 from bul.service.asgi import Exchange
 from bul.service.openai import Job
@@ -34,9 +36,12 @@ class Observer(Protocol):
 
 def requests_of(
     job: Job, prompts: Sequence[Sequence[int]], *, request_id: str, tenant: str, salt: bytes,
-    use_cache: bool, context_tokens: int,
+    use_cache: bool, context_tokens: int, resumed: Sequence[int] = (),
 ) -> list[GenerateRequest]:  # fmt: skip
-    """One request per choice, prompt by prompt; choices of one prompt get seeds of their own."""
+    """One request per choice, prompt by prompt; choices of one prompt get seeds of their own.
+
+    resumed: what another replica has generated of the only choice.
+    """
     found: list[GenerateRequest] = []
     for prompt in prompts:
         room = context_tokens - len(prompt)
@@ -62,6 +67,7 @@ def requests_of(
                     salt=salt,
                     use_cache=use_cache,
                     facts=facts,
+                    resumed=resumed,
                 )
             )
     return found
@@ -88,7 +94,7 @@ class Generation:
         self._observer = observer
         self._started_s = clock.now_s()
         self._last_text_s = [self._started_s] * len(requests)
-        self.choices = [Choice() for _ in requests]
+        self.choices = [Choice(output_tokens=len(request.resumed)) for request in requests]
         self.ttft_s: float | None = None
         self.prompt_tokens = sum(len(request.tokens) for request in requests[:: job.n])
 
@@ -100,6 +106,11 @@ class Generation:
     @property
     def output_tokens(self) -> int:
         return sum(choice.output_tokens for choice in self.choices)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Output tokens but for those of another replica."""
+        return self.output_tokens - sum(len(request.resumed) for request in self._requests)
 
     async def answer_whole(self, exchange: Exchange) -> None:
         """Generate everything, then answer."""
@@ -117,7 +128,12 @@ class Generation:
 
     async def answer_streamed(self, exchange: Exchange) -> None:
         """Generate and send piece by piece; the answer begins with the first piece."""
-        begun = [False] * len(self._requests)
+        sent = self._reply.sent
+        if sent is not None and (ending := self._ending(sent)) is not None:
+            await exchange.start_stream(self._headers())
+            await exchange.end(ending + self._last_events())
+            return
+        begun = [bool(sent and sent.id)] * len(self._requests)
         async with contextlib.aclosing(self._deltas()) as deltas:
             async for index, delta in deltas:
                 self._note(index, delta)
@@ -128,12 +144,20 @@ class Generation:
                 await exchange.write(piece)
         await exchange.end(self._last_events())
 
+    def _ending(self, sent: Sent) -> bytes | None:
+        """What is left of a choice that had ended elsewhere; None if it had not."""
+        if sent.finish_reason is not None:
+            return b""
+        reason = ended_with(self._requests[0], self._runner.core)
+        return None if reason is None else replies.finish_chunk(self._reply, 0, reason)
+
     def _events(self, index: int, delta: Delta, *, first: bool) -> bytes:
-        piece = b""
+        piece, tokens = b"", delta.tokens
         if delta.text or first:
-            piece = replies.chunk(self._reply, index, delta.text, first=first)
+            piece = replies.chunk(self._reply, index, delta.text, first=first, tokens=tokens)
+            tokens = ()
         if delta.finish_reason is not None:
-            piece += replies.finish_chunk(self._reply, index, delta.finish_reason)
+            piece += replies.finish_chunk(self._reply, index, delta.finish_reason, tokens)
         return piece
 
     def _last_events(self) -> bytes:
@@ -163,7 +187,8 @@ class Generation:
         return Timing(ttft_ms=ttft_ms, e2e_ms=(self._clock.now_s() - self._started_s) * 1000.0)
 
     def _headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        return ((b"x-request-id", self._reply.request_id.encode()),)
+        request_id = (b"x-request-id", self._reply.request_id.encode())
+        return (request_id, (HEADER, b"tokens")) if self._reply.shows_tokens else (request_id,)
 
     async def _deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
         """(choice, delta) of all choices as they come; closing it cancels them all."""

@@ -14,6 +14,7 @@ import msgspec
 
 from bul.errors import BulError, EngineClosed, InvalidRequest, Overloaded
 from bul.inference.contract import FinishReason
+from bul.inference.resume import Sent
 
 __all__ = [
     "DONE",
@@ -73,9 +74,15 @@ class Reply:
     request_id: str
     model: str
     created_s: int
+    shows_tokens: bool = False
+    """Events say which tokens they are from, so that a router can have the answer resumed."""
+    sent: Sent | None = None
+    """Of an answer that goes on: what was sent before, elsewhere."""
 
     @property
     def id(self) -> str:
+        if self.sent is not None and self.sent.id:
+            return self.sent.id
         return f"{'chatcmpl' if self.kind == 'chat' else 'cmpl'}-{self.request_id}"
 
 
@@ -99,20 +106,27 @@ def whole(
     return _encode(body)
 
 
-def chunk(reply: Reply, index: int, text: str, *, first: bool) -> bytes:
+def chunk(
+    reply: Reply, index: int, text: str, *, first: bool, tokens: tuple[int, ...] = ()
+) -> bytes:
     """One SSE event with text; the first of a choice names the role."""
+    more = _tokens(reply, tokens)
     if reply.kind == "chat":
         delta = {"role": "assistant", "content": text} if first else {"content": text}
-        return _event(reply, [{"index": index, "delta": delta, "finish_reason": None}])
-    return _event(reply, [{"index": index, "text": text, "logprobs": None, "finish_reason": None}])
+        return _event(reply, [{"index": index, "delta": delta, "finish_reason": None}], **more)
+    part = {"index": index, "text": text, "logprobs": None, "finish_reason": None}
+    return _event(reply, [part], **more)
 
 
-def finish_chunk(reply: Reply, index: int, finish_reason: FinishReason) -> bytes:
+def finish_chunk(
+    reply: Reply, index: int, finish_reason: FinishReason, tokens: tuple[int, ...] = ()
+) -> bytes:
     """The last SSE event of a choice."""
     part: dict[str, Any] = {"index": index, "finish_reason": finish_reason}
+    more = _tokens(reply, tokens)
     if reply.kind == "chat":
-        return _event(reply, [part | {"delta": {}}])
-    return _event(reply, [part | {"text": "", "logprobs": None}])
+        return _event(reply, [part | {"delta": {}}], **more)
+    return _event(reply, [part | {"text": "", "logprobs": None}], **more)
 
 
 def usage_chunk(
@@ -177,7 +191,13 @@ def failure_of(error: BaseException, request_id: str) -> Failure:
 
 
 def _frame(reply: Reply, kind: str) -> dict[str, Any]:
-    return {"id": reply.id, "object": kind, "created": reply.created_s, "model": reply.model}
+    sent = reply.sent
+    created_s = sent.created if sent is not None and sent.id else reply.created_s
+    return {"id": reply.id, "object": kind, "created": created_s, "model": reply.model}
+
+
+def _tokens(reply: Reply, tokens: tuple[int, ...]) -> dict[str, Any]:
+    return {"bul": {"tokens": tokens}} if reply.shows_tokens and tokens else {}
 
 
 def _whole_text(reply: Reply, text: str) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class ScriptedCore(TimedCore):
         self._script = tuple(script)
         self._said = [0] * self.slots
 
-    def start_sampling(self, slot: int, sampling: Sampling) -> None:
+    def start_sampling(self, slot: int, sampling: Sampling, drawn: int = 0) -> None:
         self._said[slot] = 0
         super().start_sampling(slot, sampling)
 

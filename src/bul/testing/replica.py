@@ -59,6 +59,7 @@ async def running_replica(
     timed: TimedConfig = INSTANT,
     *,
     keys: Mapping[str, str] | None = None,
+    resume_secret: str = "",
     core: TimedCore | None = None,
     tiers: Sequence[Tier] = (),
 ) -> AsyncIterator[ReplicaUnderTest]:
@@ -70,7 +71,7 @@ async def running_replica(
     runner = BatchingRunner(
         core, cache, waiting_max=serve.waiting_max, request_deadline_s=serve.request_deadline_s
     )
-    app = ReplicaApp(serve, keys=keys, cache=lambda: cache)
+    app = ReplicaApp(serve, keys=keys, resume_secret=resume_secret, cache=lambda: cache)
     server = ReplicaServer(app, bind(serve, keys or {}))
     await server.start()
     app.attach(runner)
