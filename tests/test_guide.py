@@ -7,7 +7,14 @@ import asyncio
 import pytest
 
 import bul
-from bul import KVCacheConfig, UltraAdaptiveKVCacheEngine, should_scale_up
+from bul import (
+    IntelligentAutoScaler,
+    KVCacheConfig,
+    UltraAdaptiveKVCacheEngine,
+    should_scale_up,
+)
+from bul.testing.clock import ManualClock
+from bul.testing.scaling import FakeDriver, FakeSource
 
 PHASES: dict[str, dict[str, object]] = {
     "scale up": {"max_tokens": 16384, "enable_distributed": True, "num_workers": 64},
@@ -83,6 +90,42 @@ def test_nothing_scales_up_at_the_guides_thresholds() -> None:
 )
 def test_each_of_the_guides_four_reasons_scales_up_alone(name: str, value: float) -> None:
     assert should_scale_up(QUIET | {name: value})
+
+
+def test_the_auto_scaler_of_the_guide_scales_up_and_down() -> None:
+    async def snippet() -> list[tuple[str, int]]:
+        clock = ManualClock()
+        driver = FakeDriver(2)
+        source = FakeSource(clock, ttft_p95_ms=501.0, utilization=0.5)
+        scaler = IntelligentAutoScaler(driver, source, policy="guide", clock=clock)
+        assert (scaler.min_replicas, scaler.max_replicas) == (2, 10)
+        assert scaler.target_latency_p95 == 500
+        assert (scaler.scale_up_threshold, scaler.scale_down_threshold) == (0.8, 0.3)
+        seen = []
+        for values in (
+            {"ttft_p95_ms": 501.0, "utilization": 0.5},
+            {"ttft_p95_ms": 500.0, "utilization": 0.81},
+            {"ttft_p95_ms": 500.0, "utilization": 0.8},
+            {"ttft_p95_ms": 249.0, "utilization": 0.29},
+            {"ttft_p95_ms": 250.0, "utilization": 0.29},
+        ):
+            source.values = values
+            clock.advance(15.0)
+            decision = await scaler.check_and_scale()
+            driver.become_ready()
+            seen.append((decision.direction.value, scaler.current_replicas))
+        await scaler.scale_up()
+        await scaler.scale_down()
+        return [*seen, ("by hand", scaler.current_replicas)]
+
+    assert asyncio.run(snippet()) == [
+        ("up", 3),
+        ("up", 4),
+        ("hold", 4),
+        ("down", 3),
+        ("hold", 3),
+        ("by hand", 3),
+    ]
 
 
 def test_public_names_are_all_there_and_no_other_is() -> None:

@@ -14,11 +14,13 @@ if typing.TYPE_CHECKING:
     from bul.cache.engine import UltraAdaptiveKVCacheEngine
     from bul.config import KVCacheConfig
     from bul.metrics.snapshot import scaling_metrics
+    from bul.scaling.loop import IntelligentAutoScaler
     from bul.scaling.rules import should_scale_up
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "IntelligentAutoScaler",
     "KVCacheConfig",
     "UltraAdaptiveKVCacheEngine",
     "__version__",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "IntelligentAutoScaler": "bul.scaling.loop",
     "KVCacheConfig": "bul.config",
     "UltraAdaptiveKVCacheEngine": "bul.cache.engine",
     "scaling_metrics": "bul.metrics.snapshot",

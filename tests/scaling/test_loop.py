@@ -151,6 +151,53 @@ async def test_by_hand_it_stays_within_its_limits() -> None:
     assert low.driver.wishes == [2]
 
 
+async def test_by_hand_to_a_number_the_limits_hold_too() -> None:
+    bench = Bench()
+    assert (await bench.scaler.scale_to(7)).direction is Direction.UP
+    assert (await bench.scaler.scale_to(7)).reason == "by hand, and 7 are there"
+    assert "outside 2..10" in (await bench.scaler.scale_to(11)).reason
+    assert bench.driver.wishes == [7]
+
+
+async def test_while_it_is_paused_nothing_is_scaled() -> None:
+    bench = Bench()
+    bench.scaler.paused = "a restart is under way"
+    assert await bench.tick() is Direction.HOLD
+    assert bench.scaler.history.records()[-1].decision.reason == "a restart is under way"
+    bench.scaler.paused = ""
+    assert await bench.tick() is Direction.UP
+
+
+async def test_a_ready_replica_that_the_router_does_not_use_counts_as_pending() -> None:
+    unused = {"http://127.0.0.1:3"}
+    bench = Bench(routed=lambda url: url not in unused)
+    bench.source.values = QUIET
+    assert await bench.tick() is Direction.HOLD
+    assert "1 still starting" in bench.scaler.history.records()[-1].decision.reason
+    unused.clear()
+    assert await bench.tick() is Direction.DOWN
+
+
+async def test_replicas_that_cannot_live_are_a_finding() -> None:
+    bench = Bench()
+    bench.driver.states[2] = "failed"
+    bench.source.values = {"utilization": 0.5}
+    await bench.tick()
+    assert bench.scaler.finding == "cannot live: r2"
+    assert bench.scaler.current_replicas == 3
+
+
+async def test_a_wish_that_fails_late_is_a_finding_and_its_state_is_not_kept() -> None:
+    bench = Bench(settings={"scale_up_cooldown": 300.0})
+    bench.driver.faults.append("hang_then_fail")
+    await bench.tick()
+    bench.driver.release()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert await bench.tick() is Direction.UP
+    assert bench.driver.wishes == [5, 5]
+
+
 async def test_two_checks_at_once_do_not_scale_twice() -> None:
     bench = Bench()
     await asyncio.gather(bench.scaler.check_and_scale(), bench.scaler.scale_up())

@@ -29,7 +29,7 @@ COMMANDS = {
     "bench": "Load an OpenAI-compatible endpoint and say what its users felt.",
     "cache": "Look into the KV cache: stats, check, replay, bench, explain.",
     "plan": "Replicas, cost and files to deploy, from a load and a target.",
-    "scale": "The autoscaler: simulate it on a trace.",
+    "scale": "The autoscaler: history, watch, to N; simulate it on a trace.",
     "keys": "Make API keys; only their hashes are kept.",
     "model": "Fetch the built-in model.",
     "config": "Show the effective settings and where each came from.",

@@ -5,16 +5,18 @@ Refuses two changes at a time: a second one gets an error that names the first.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from bul.cli.control import Handler, Progress
 from bul.errors import DriverError
 
 if typing.TYPE_CHECKING:
     from bul.cli.region import Region
+    from bul.cli.scaler import RegionScaler
 
 __all__ = ["Operations"]
 
@@ -31,7 +33,12 @@ class Operations:
     @property
     def handlers(self) -> dict[str, Handler]:
         """Command -> handler; each takes the request and a progress callback."""
-        return {"status": self.status, "restart": self.restart, "scale": self.scale}
+        return {
+            "status": self.status,
+            "restart": self.restart,
+            "scale": self.scale,
+            "scale_watch": self.scale_watch,
+        }
 
     async def status(self, _request: Request, _progress: Progress) -> dict[str, object]:
         """The router, the replicas as the driver has them, and which of them the router uses."""
@@ -57,10 +64,9 @@ class Operations:
         Surge, not drain first: with two replicas, draining first would halve the capacity.
         Cancelled at any point, it leaves as many replicas as there were.
         """
-        self._begin("restart")
         began_s = time.monotonic()
         replaced = []
-        try:
+        with self._alone("restart"):
             driver = self._region.driver
             names = [found.name for found in await driver.replicas() if found.state != "draining"]
             for number, name in enumerate(names, 1):
@@ -71,8 +77,6 @@ class Operations:
                     continue
                 progress(f"{name}: drained; {new.name} serves at {new.url}")
                 replaced.append({"old": name, "new": new.name, "url": new.url})
-        finally:
-            self._under_way = ""
         return {"replaced": replaced, "seconds": round(time.monotonic() - began_s, 2)}
 
     async def scale(self, request: Request, progress: Progress) -> dict[str, object]:
@@ -80,23 +84,53 @@ class Operations:
         replicas = request.get("replicas")
         if type(replicas) is not int or replicas < 1:
             raise DriverError(f"replicas must be a number from 1 on, was {replicas!r}")
-        self._begin("scale")
-        try:
-            driver = self._region.driver
+        driver, scaler = self._region.driver, self._region.scaler
+        with self._alone("scale", scaling=True):
             before = [found for found in await driver.replicas() if found.state != "draining"]
             progress(f"from {len(before)} to {replicas} replicas")
-            await driver.scale_to(replicas)
+            if scaler is None:
+                await driver.scale_to(replicas)
+            else:
+                await self._scale_by_hand(scaler, replicas)
+                progress("the scaler goes on from there, and may change it again")
             await driver.until_settled()
             for name, why in driver.failures.items():
                 raise DriverError(f"{name} cannot start: {why}")
             for url in driver.ready_urls:
                 await self._region.wait_admitted(url)
-        finally:
-            self._under_way = ""
         return {"replicas": replicas, "before": len(before)}
 
-    def _begin(self, what: str) -> None:
+    async def _scale_by_hand(self, scaler: RegionScaler, replicas: int) -> None:
+        decision = await scaler.scaler.scale_to(replicas)
+        if decision.replicas != replicas:
+            hint = "its limits are --min-replicas and --max-replicas"
+            raise DriverError(f"the scaler refuses: {decision.reason}", hint=hint)
+        if scaler.scaler.finding:
+            raise DriverError(scaler.scaler.finding)
+
+    async def scale_watch(self, _request: Request, progress: Progress) -> dict[str, object]:
+        """Tells every decision as it is made, until the client leaves or the region ends."""
+        scaler = self._region.scaler
+        if scaler is None:
+            raise DriverError("this region does not scale by itself", hint="bul up --max-replicas")
+        with scaler.watching() as records:
+            while True:
+                record = await records.get()
+                progress(record.line(), record=record.document())
+
+    @contextlib.contextmanager
+    def _alone(self, what: str, *, scaling: bool = False) -> Iterator[None]:
+        """One change at a time; the scaler holds meanwhile, unless it is what changes."""
         if self._under_way:
             hint = "wait for its end, or end it with Ctrl-C where it runs"
             raise DriverError(f"a {self._under_way} is under way", hint=hint)
         self._under_way = what
+        scaler = self._region.scaler
+        if scaler is not None and not scaling:
+            scaler.scaler.paused = f"a {what} is under way"
+        try:
+            yield
+        finally:
+            self._under_way = ""
+            if scaler is not None:
+                scaler.scaler.paused = ""

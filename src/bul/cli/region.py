@@ -19,6 +19,7 @@ from bul.cli.events import EventLog
 from bul.cli.operations import Operations
 from bul.cli.persistence import persistence
 from bul.cli.route import make_router
+from bul.cli.scaler import RegionScaler, scale_limits
 from bul.config import Settings, child_environment
 from bul.errors import ConfigError, DriverError
 from bul.router.app import Router
@@ -49,10 +50,14 @@ class Region:
         self._events = events
         self._changed = asyncio.Event()
         self._router: Router | None = None
+        self._folder = folder
+        self._limits = scale_limits(settings)
+        self.scaler: RegionScaler | None = None
+        """Once started, when one was asked for."""
         self.driver = ProcessDriver(
             self._plan(folder),
             port_first=settings.serve.port,
-            replicas_max=settings.up.replicas_max,
+            replicas_max=max(settings.up.replicas_max, self._replicas_max),
             notify=self._on_child,
         )
         self._control = Control(folder, Operations(self).handlers)
@@ -69,6 +74,14 @@ class Region:
         assert self._router is not None, "start the region first"
         return frozenset(replica.url for replica in self._router.ready)
 
+    @property
+    def replicas_first(self) -> int:
+        """How many it starts with."""
+        wanted, limits = self._settings.up.replicas, self._limits
+        if limits is None:
+            return wanted
+        return min(max(wanted, limits.min_replicas), limits.max_replicas)
+
     async def start(self) -> None:
         """Listen and start the replicas; returns before they are ready.
 
@@ -77,7 +90,8 @@ class Region:
         await self._control.start()
         await self._start_router()
         self._events.emit("router_listening", f"router listens on {self.url}", url=self.url)
-        await self.driver.scale_to(self._settings.up.replicas)
+        await self.driver.scale_to(self.replicas_first)
+        await self._start_scaler()
 
     async def wait_ready(self) -> Sequence[Replica]:
         """The replicas, once all are ready. Raises DriverError when one cannot live."""
@@ -109,6 +123,8 @@ class Region:
     async def close(self) -> None:
         """Drain the replicas, then stop listening. No process is left."""
         await self._control.stop()
+        if self.scaler is not None:
+            await self.scaler.close()
         await self.driver.close()
         if self._router is not None:
             await self._router.stop(drain_s=ROUTER_DRAIN_S)
@@ -127,6 +143,7 @@ class Region:
         if kept.problem:
             self._events.emit("persistence_off", kept.problem)
         changes = {"serve.threads": self._threads(), "up.log_format": "json"} | kept.changes
+        changes |= {"route.resume_secret": settings.route.resume_secret}
         return ChildPlan(
             command=_serve_command,
             environ=child_environment(settings, changes),
@@ -139,11 +156,26 @@ class Region:
     def _threads(self) -> int:
         """Of one replica: what was asked for, else a fair share of the cores."""
         cores = len(os.sched_getaffinity(0))
-        return self._settings.serve.threads or max(1, cores // self._settings.up.replicas)
+        return self._settings.serve.threads or max(1, cores // self._replicas_max)
+
+    @property
+    def _replicas_max(self) -> int:
+        limits = self._limits
+        return self._settings.up.replicas if limits is None else limits.max_replicas
+
+    async def _start_scaler(self) -> None:
+        limits, router = self._limits, self._router
+        if limits is None or router is None:
+            return
+        self.scaler = RegionScaler(self._settings, limits, self.driver, router, self._folder)
+        await self.scaler.start(self._events)
+        between = f"{limits.min_replicas} to {limits.max_replicas} replicas"
+        does = "advises only" if self._settings.scale.advise else "scales"
+        policy = self._settings.scale.policy
+        self._events.emit("scaler_started", f"policy {policy} {does}: {between}", policy=policy)
 
     async def _router_sees(self, replicas: int) -> None:
         """Until the router's own probes have found as many replicas ready."""
-        changes |= {"route.resume_secret": settings.route.resume_secret}
         assert self._router is not None
         while len(self._router.ready) < replicas:  # noqa: ASYNC110 - probes have no event to wait for
             await asyncio.sleep(ROUTER_POLL_S)
@@ -180,8 +212,6 @@ class Region:
             self._router.set_replicas((*self._settings.route.replicas, *self.driver.ready_urls))
 
 
-def _serve_command(port: int) -> Sequence[str]:
-    return [sys.executable, "-m", "bul", "serve", "--port", str(port)]
 def _with_resume_secret(settings: Settings) -> Settings:
     """One of this region's life, if none is configured: streams shall survive a replica."""
     if settings.resume_secret:
@@ -190,3 +220,5 @@ def _with_resume_secret(settings: Settings) -> Settings:
     return dataclasses.replace(settings, route=route)
 
 
+def _serve_command(port: int) -> Sequence[str]:
+    return [sys.executable, "-m", "bul", "serve", "--port", str(port)]

@@ -50,6 +50,29 @@ def region_settings(command: typing.Callable[..., typing.Any]) -> typing.Callabl
             help="Its size; the smaller of 4 GiB and 10 % of the free space if left out.",
         ),
     ]
+    return _with_flags(command, flags)
+
+
+def _scale_settings(command: typing.Callable[..., typing.Any]) -> typing.Callable[..., typing.Any]:
+    flags = [
+        setting("scale.min_replicas", "--min-replicas", help="--replicas if left out."),
+        setting("scale.max_replicas", "--max-replicas", help="Scale by itself up to so many."),
+        setting("scale.policy", "--policy", help="Who decides how many."),
+        setting("scale.scenario", "--scenario", help="Limits and cooldowns for a kind of traffic."),
+        setting(
+            "scale.slo_ttft_ms", "--slo-ttft-ms", help="A first token later than this is slow."
+        ),
+        setting("scale.violation_max", "--violation-max", help="Share of slow requests to hold."),
+        setting("scale.advise", "--advise", help="Say what it would do, and do nothing."),
+        setting("scale.interval_s", "--scale-interval-s", help="Between two decisions."),
+    ]
+    return _with_flags(command, flags)
+
+
+def _with_flags(
+    command: typing.Callable[..., typing.Any],
+    flags: list[typing.Callable[..., typing.Callable[..., typing.Any]]],
+) -> typing.Callable[..., typing.Any]:
     for flag in reversed(flags):
         command = flag(command)
     return command
@@ -57,6 +80,7 @@ def region_settings(command: typing.Callable[..., typing.Any]) -> typing.Callabl
 
 @click.command(name="up")
 @region_settings
+@_scale_settings
 @setting("up.log_format", "--log-format", help="json: one document per line, for machines.")
 def command(**values: object) -> None:
     """A region on this machine: router on port 8000, replicas behind it, supervised.
@@ -65,7 +89,9 @@ def command(**values: object) -> None:
     the KV cache. Ctrl-C lets running answers finish and leaves no process behind; KV stays on
     disk, so that the next start is warm from its first request.
 
-    Example: bul up --replicas 2 --engine timed
+    With --max-replicas the region scales itself; `bul scale history` says why.
+
+    Example: bul up --replicas 1 --max-replicas 4 --engine timed
     """
     import asyncio
 
@@ -104,7 +130,7 @@ async def _up(
         try:
             await region.start()
             if await stop.race(region.wait_ready()):
-                events.emit("ready", _invitation(region.url, settings), url=region.url)
+                events.emit("ready", _invitation(region, settings), url=region.url)
                 await stop.race(_opening(region, settings, events))
                 await stop.wait()
             events.emit("stopping", "stopping: running answers finish first, Ctrl-C again kills")
@@ -112,8 +138,9 @@ async def _up(
             await region.close()
 
 
-def _invitation(url: str, settings: Settings) -> str:
-    engine = f"{settings.up.replicas} replicas, engine {settings.serve.engine}"
+def _invitation(region: Region, settings: Settings) -> str:
+    engine = f"{region.replicas_first} replicas, engine {settings.serve.engine}"
+    url = region.url
     return f"ready on {url} ({engine}); try: curl {url}/v1/models"
 
 

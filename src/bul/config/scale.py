@@ -25,9 +25,10 @@ class ScaleConfig:
     slo_ttft_ms: a first token later than this is slow. violation_max: the share of slow requests
     that `adaptive` is asked to hold. advise: decide and write down, do nothing. interval_s:
     between two decisions. cooldown_up_s, cooldown_down_s below 0: the policy's own. hold_s:
-    without a need for so long, plus 2.5 cold starts, `adaptive` comes down. stale_s: older
-    measurements move nothing. target: of hpa, kpa, ray and keda, 0 for their own. key_file: holds
-    the operator's key, with which replicas are asked for their figures when there are [keys].
+    without a need for so long, plus 2.5 cold starts, `adaptive` comes down. work_memory_s: of its
+    mean of the work. stale_s: older measurements move nothing. target: of hpa, kpa, ray and keda,
+    0 for their own. key_file: holds the operator's key, with which replicas are asked for their
+    figures when there are [keys].
     """
 
     policy: Literal["adaptive", "guide", "hpa", "kpa", "ray", "keda", "fixed"] = "adaptive"
@@ -41,6 +42,7 @@ class ScaleConfig:
     cooldown_up_s: float = -1.0
     cooldown_down_s: float = -1.0
     hold_s: float = 300.0
+    work_memory_s: float = 20.0
     stale_s: float = 60.0
     target: float = 0.0
     key_file: str = ""
@@ -55,6 +57,7 @@ class ScaleConfig:
         in_range("interval_s", self.interval_s, 0.05, 600)
         in_range("cooldown_up_s", self.cooldown_up_s, -1, 86_400)
         in_range("cooldown_down_s", self.cooldown_down_s, -1, 86_400)
+        in_range("work_memory_s", self.work_memory_s, 0.1, 3600)
         in_range("hold_s", self.hold_s, 0, 86_400)
         in_range("stale_s", self.stale_s, 1, 3600)
         in_range("target", self.target, 0, 1e6)

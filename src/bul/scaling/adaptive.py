@@ -114,8 +114,8 @@ class Adaptive:
     target_ms: what "slow" means; must be the target that `Signals.slow_share` counts against.
     capacity: of one replica; without it in-flight requests per slot stand for work.
     cold_start_s: from the decision to the first request served. The cooldowns are the guide's;
-    0 leaves the pace to the hold; hold_base_s: its part that no cold start lengthens. Raises
-    ConfigError.
+    0 leaves the pace to the hold; hold_base_s: its part that no cold start lengthens.
+    work_memory_s: of the mean of the work. Raises ConfigError.
     """
 
     name: ClassVar[str] = "adaptive"
@@ -128,10 +128,13 @@ class Adaptive:
     scale_up_cooldown_s: float = 0.0
     scale_down_cooldown_s: float = 0.0
     hold_base_s: float = HOLD_BASE_S
+    work_memory_s: float = WORK_S
 
     def __post_init__(self) -> None:
         if not 0.0 < self.violation_max < 1.0:
             raise ConfigError(f"violation_max must be in (0, 1), was {self.violation_max}")
+        if not (math.isfinite(self.work_memory_s) and self.work_memory_s > 0):
+            raise ConfigError(f"work_memory_s must be above 0, was {self.work_memory_s}")
         if not (math.isfinite(self.cold_start_s) and self.cold_start_s >= 0):
             raise ConfigError(f"cold_start_s must be at least 0, was {self.cold_start_s}")
 
@@ -251,7 +254,7 @@ class Adaptive:
         return dataclasses.replace(
             lengths,
             at_s=now_s,
-            mean=_follow(state.mean, work, elapsed_s, WORK_S),
+            mean=_follow(state.mean, work, elapsed_s, self.work_memory_s),
             noise2=_follow(state.noise2, min(surprise, SURPRISE_MAX), elapsed_s, NOISE_S),
             usual_per_second=_follow(state.usual_per_second, rate, elapsed_s, USUAL_S),
             margin=margin,

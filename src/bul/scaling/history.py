@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from bul.scaling.decision import Decision
+from bul.scaling.decision import Decision, Direction
 from bul.scaling.drivers.logfile import BoundedLog
 from bul.scaling.signals import Signals
 
@@ -34,6 +34,18 @@ class Record:
     finding: str = ""
     signals: Signals | None = None
 
+    def line(self) -> str:
+        """For people: from how many to how many, and why."""
+        before, wanted = self.replicas_before, self.decision.replicas
+        change = f"{before}" if wanted == before else f"{before} -> {wanted}"
+        parts = [f"{self.decision.direction.value:4} {change}: {self.decision.reason}"]
+        if self.advisory and self.decision.direction is not Direction.HOLD:
+            parts.append("advice only, nothing was done")
+        elif self.decision.direction is not Direction.HOLD and not self.acted:
+            parts.append("not done")
+        parts += [said for said in (self.finding, self.decision.alert) if said]
+        return "; ".join(parts)
+
     def document(self) -> dict[str, object]:
         """Plain values for JSON; what is unknown is left out, NaN included."""
         signals = {} if self.signals is None else dataclasses.asdict(self.signals)
@@ -49,6 +61,7 @@ class Record:
             "acted": self.acted,
             "advisory": self.advisory,
             "finding": self.finding,
+            "text": self.line(),
             "signals": known,
         }
 

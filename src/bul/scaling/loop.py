@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from bul.clock import Clock, SystemClock
 from bul.scaling.bounds import Bounds
 from bul.scaling.decide import Policy, decide
 from bul.scaling.decision import Decision, Direction
-from bul.scaling.drivers.contract import Driver
+from bul.scaling.drivers.contract import Driver, Replica
 from bul.scaling.history import History, Record
 from bul.scaling.lease import Lease
 from bul.scaling.registry import make_policy, make_state
@@ -30,6 +30,11 @@ __all__ = ["IntelligentAutoScaler", "SignalSource"]
 CALL_DEADLINE_S = 10.0
 ACT_DEADLINE_S = 60.0
 INTERVAL_S = 15.0
+STALE_S = 60.0
+
+
+def _always(_: str) -> bool:
+    return True
 
 
 class SignalSource(Protocol):
@@ -45,8 +50,10 @@ class IntelligentAutoScaler:
 
     policy: a name of `registry.POLICY_NAMES`; settings: that policy's own. The guide's attributes
     become the settings of the policies that have them. advisory: decide and record, never act.
-    on_record: called with every record, for events and metrics. `finding` says what is wrong with
-    the driver at present, or "".
+    on_record: called with every record, for events and metrics. routed: whether the router sends
+    to the replica at that URL; a ready one that it does not counts as pending. stale_s: older
+    signals move nothing. `finding` says what is wrong with the driver at present, or "";
+    `paused`, while not "", is why nothing may be scaled now.
     """
 
     def __init__(  # every argument is a collaborator or a limit
@@ -63,6 +70,8 @@ class IntelligentAutoScaler:
         act_deadline_s: float = ACT_DEADLINE_S,
         call_deadline_s: float = CALL_DEADLINE_S,
         on_record: Callable[[Record], None] | None = None,
+        routed: Callable[[str], bool] = _always,
+        stale_s: float = STALE_S,
     ) -> None:
         self.min_replicas = 2
         self.max_replicas = 10
@@ -74,6 +83,7 @@ class IntelligentAutoScaler:
         self.settings = dict(settings or {})
         self.history = history or History()
         self.finding = ""
+        self.paused = ""
         self.advisory = advisory
         self._driver = driver
         self._source = source
@@ -82,6 +92,8 @@ class IntelligentAutoScaler:
         self._act_deadline_s = act_deadline_s
         self._call_deadline_s = call_deadline_s
         self._on_record = on_record
+        self._routed = routed
+        self._stale_s = stale_s
         self._state: Any = make_state(policy)
         self._made_for: object = None
         self._made: Policy[Any] = self._policy()
@@ -106,11 +118,15 @@ class IntelligentAutoScaler:
 
     async def scale_up(self) -> Decision:
         """One replica more by hand, within the limits."""
-        return await self._step(1)
+        return await self._by_hand(lambda current: current + 1)
 
     async def scale_down(self) -> Decision:
         """One replica less by hand, within the limits."""
-        return await self._step(-1)
+        return await self._by_hand(lambda current: current - 1)
+
+    async def scale_to(self, replicas: int) -> Decision:
+        """So many by hand, within the limits; the policy goes on from there at the next tick."""
+        return await self._by_hand(lambda _: replicas)
 
     async def run(self, interval_s: float = INTERVAL_S) -> None:
         """Tick until cancelled."""
@@ -128,16 +144,18 @@ class IntelligentAutoScaler:
             self._lease.release()
         self.history.close()
 
-    async def _step(self, change: int) -> Decision:
+    async def _by_hand(self, wish: Callable[[int], int]) -> Decision:
         async with self._turn:
             counts, why_not = await self._counts()
             if counts is None:
                 return self._record(self._hold(why_not), None)
-            wanted = sum(counts) + change
+            current, wanted = sum(counts), wish(sum(counts))
             if not self.min_replicas <= wanted <= self.max_replicas:
                 limits = f"{self.min_replicas}..{self.max_replicas}"
                 return self._record(self._hold(f"by hand, but {wanted} is outside {limits}"), None)
-            direction = Direction.UP if change > 0 else Direction.DOWN
+            if wanted == current:
+                return self._record(self._hold(f"by hand, and {current} are there"), None)
+            direction = Direction.UP if wanted > current else Direction.DOWN
             decision = Decision(direction=direction, replicas=wanted, reason="by hand")
             return await self._act(decision, None, self._state)
 
@@ -145,14 +163,13 @@ class IntelligentAutoScaler:
         """(ready, pending) as the driver shows them, or why this tick must not act."""
         if self._lease is not None and not self._lease.held():
             return None, "another loop leads this region"
-        if self._acting is not None:
-            if not self._acting.done():
-                waited_s = self._clock.now_s() - self._acting_since_s
-                self.finding = f"the driver has worked on the last wish for {waited_s:.0f} s"
-                return None, self.finding
-            if not self._acting.cancelled() and self._acting.exception() is None:
-                self._state = self._acting_state  # late, but done
-            self._acting = None
+        if self.paused:
+            return None, self.paused
+        if self._acting is not None and not self._acting.done():
+            waited_s = self._clock.now_s() - self._acting_since_s
+            self.finding = f"the driver has worked on the last wish for {waited_s:.0f} s"
+            return None, self.finding
+        late = self._late_end()
         try:
             async with asyncio.timeout(self._call_deadline_s):
                 replicas = await self._driver.replicas()
@@ -160,10 +177,21 @@ class IntelligentAutoScaler:
             self.finding = f"the driver does not list its replicas: {_said(error)}"
             return None, self.finding
         states = [replica.state for replica in replicas]
-        ready, pending = states.count("ready"), states.count("pending")
-        self.current_replicas = ready + pending
-        self.finding = ""
-        return (ready, pending), ""
+        there = states.count("ready") + states.count("pending")
+        ready = sum(one.state == "ready" and self._routed(one.url) for one in replicas)
+        self.current_replicas = there
+        self.finding = late or _failures(replicas)
+        return (ready, there - ready), ""
+
+    def _late_end(self) -> str:
+        """What a wish that outlived its tick came to; "" when it was done, or there was none."""
+        task, self._acting = self._acting, None
+        if task is None:
+            return ""
+        if task.cancelled() or task.exception() is not None:
+            return f"the driver failed: {_said(task)}"
+        self._state = self._acting_state
+        return ""
 
     async def _signals(self, ready: int, pending: int) -> Signals | None:
         try:
@@ -194,13 +222,15 @@ class IntelligentAutoScaler:
         self._state = state
         before = self.current_replicas
         counts, _ = await self._counts()
-        if counts is not None and sum(counts) != decision.replicas:
+        if counts is not None and sum(counts) != decision.replicas and not self.finding:
             self.finding = f"{decision.replicas} were asked for, {sum(counts)} are there"
         return self._record(decision, signals, acted=True, before=before)
 
     def _policy(self) -> Policy[Any]:
         """The policy for the attributes as they are now."""
-        bounds = Bounds(min_replicas=self.min_replicas, max_replicas=self.max_replicas)
+        bounds = Bounds(
+            min_replicas=self.min_replicas, max_replicas=self.max_replicas, stale_s=self._stale_s
+        )
         own: dict[str, object] = {}
         if self.policy == "guide":
             own = {
@@ -241,6 +271,11 @@ class IntelligentAutoScaler:
         if self._on_record is not None:
             self._on_record(record)
         return decision
+
+
+def _failures(replicas: Sequence[Replica]) -> str:
+    failed = [replica.name for replica in replicas if replica.state == "failed"]
+    return f"cannot live: {', '.join(failed)}" if failed else ""
 
 
 def _said(error: BaseException | asyncio.Task[None]) -> str:

@@ -18,11 +18,13 @@ from bul.testing.signals import signals_at
 
 __all__ = ["FakeDriver", "FakeSource"]
 
-Fault = Literal["none", "fail", "fail_after", "hang", "half"]
+Fault = Literal["none", "fail", "fail_after", "hang", "hang_then_fail", "half"]
 
 
 class FakeDriver:
-    """fail: refuses; fail_after: does it, then raises; hang: until `release`; half: does half."""
+    """fail: refuses; fail_after: does it, then raises; hang: until `release`, then does it, or
+    fails; half: does half.
+    """
 
     def __init__(self, replicas: int = 2) -> None:
         self.states: list[ReplicaState] = ["ready"] * replicas
@@ -44,8 +46,10 @@ class FakeDriver:
         fault = self.faults.popleft() if self.faults else "none"
         if fault == "fail":
             raise DriverError("no room")
-        if fault == "hang":
+        if fault in ("hang", "hang_then_fail"):
             await self._released.wait()
+        if fault == "hang_then_fail":
+            raise DriverError("gave up after all")
         if fault == "half":
             replicas = (replicas + len(self.states)) // 2
         change = replicas - len(self.states)

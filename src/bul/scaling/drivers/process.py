@@ -77,7 +77,8 @@ class ProcessDriver:
             raise DriverError("this driver is closed")
         if not 0 <= replicas <= self._replicas_max:
             raise DriverError(f"replicas must be in [0, {self._replicas_max}], was {replicas}")
-        staying = self._staying()
+        # Those that cannot live go first: a scale-in must not leave them instead of the healthy.
+        staying = sorted(self._staying(), key=lambda i: self._children[i].state == "failed")
         for index in staying[replicas:]:
             self._stop(index)
         for _ in range(replicas - len(staying)):
