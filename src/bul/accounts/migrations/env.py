@@ -6,8 +6,6 @@ from alembic import context
 
 from bul.accounts.schema import metadata
 
-__all__: list[str] = []
-
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
