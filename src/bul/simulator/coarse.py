@@ -41,9 +41,11 @@ QUANTILE_TICKS = 4
 BIN_TOKENS = 4.0
 BINS = 8192
 """Replies longer than their product end there: 32,768 tokens."""
-EVEN = 0.75
+EVEN = 0.84
 """A burst goes to those with fewer replies under way, not to all in turn: it is as if there were
 fewer queues. Fitted to the exact replay of 12 hours, fixed fleets of 8 to 16, both profiles."""
+GOLDEN = 0.618034
+"""7.4 queues are 7 in some ticks and 8 in others, evenly mixed."""
 PREFILL_SHARE_MAX = 0.95
 """Replies go on, slowly, while prompts fill a replica."""
 _NONE = np.empty(0)
@@ -111,6 +113,7 @@ class CoarseRegion(Generic[State]):
         self._passed = 0.0  # tokens that every sequence has decoded, in bins of `_marks`
         self._left_s = np.zeros(replicas)  # prompt work that each replica has queued
         self._left_total_s = 0.0
+        self._dither = 0.0
         self._reply_tokens = 1.0
         self._turn_s = profile.decode_base_s
         self._billed_s: list[float] = []
@@ -235,10 +238,12 @@ class CoarseRegion(Generic[State]):
 
     def _prefill(self, since_s: Floats, service_s: Floats) -> Floats:
         """Time in the queue for prefill, of requests that go round the replicas."""
-        n, count = max(round(self._ready * EVEN), 1), len(since_s)
+        self._dither = (self._dither + GOLDEN) % 1.0
+        n, count = max(int(self._ready * EVEN + self._dither), 1), len(since_s)
         if n != len(self._left_s):
-            left_s = self._left_s[:n]
-            self._left_s = np.concatenate((left_s, np.zeros(n - len(left_s))))
+            left_s = np.zeros(n)
+            np.add.at(left_s, np.arange(len(self._left_s)) % n, self._left_s)
+            self._left_s = left_s
         rows = -(-count // n) + 1
         since = np.full(rows * n, self._tick_s)
         since[:count] = since_s
