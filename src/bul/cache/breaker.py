@@ -8,7 +8,9 @@ It refuses to count time by itself: every call takes `now_s`.
 
 from __future__ import annotations
 
-__all__ = ["Breaker"]
+__all__ = ["BREAKER_PAUSE_S_MAX", "Breaker"]
+
+BREAKER_PAUSE_S_MAX = 60.0
 
 
 class Breaker:
@@ -25,7 +27,7 @@ class Breaker:
     )
 
     def __init__(
-        self, *, failures_max: int = 3, pause_s: float = 1.0, pause_s_max: float = 60.0
+        self, *, failures_max: int = 3, pause_s: float = 1.0, pause_s_max: float = BREAKER_PAUSE_S_MAX
     ) -> None:
         self._failures_max = failures_max
         self._pause_s = pause_s

@@ -4,6 +4,10 @@ Callers that must never block (a decode loop, a vLLM scheduler) reach tiers thro
 I/O threads; a tier itself simply does the work and may take as long as its deadline. Every
 implementation passes `bul.testing.tier_contract`.
 
+A tier that is reached over a network may have two more methods: `probe()`, a cheap sign of life
+that raises TierUnavailable, and `delete_values(keys, version)`, which leaves tombstones so that an
+older `set` that comes late brings nothing back. The lane and the write queue use them where they are.
+
 A tier verifies what it reads: identity, key, length and checksum; any mismatch is a miss, a counter
 and a quarantine, never an exception and never bytes.
 """
@@ -29,6 +33,8 @@ class BlockRecord:
     payload: Buffer
     expires_wall_s: float = 0.0
     """Seconds since the epoch, 0.0 for never."""
+    version: int = 0
+    """Of a general value: the newest one wins where several hosts write. 0 for a block."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,10 @@ the tier is not asked at all. Writes never wait: a full queue or a shut breaker 
 
 Reads and writes have a breaker each: a full disk can still be read. Reads go before writes, of
 which one call runs at a time, in order.
+
+A tier that has a `probe` is asked for a sign of life by the lane itself, beside the requests: at
+once after a failure, so that few requests wait for a server that is gone, and whenever the breaker
+would let somebody try, so that none does.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeVar
 
-from bul.cache.breaker import Breaker
+from bul.cache.breaker import BREAKER_PAUSE_S_MAX, Breaker
 from bul.cache.contract import BlockRecord, Tier
 from bul.cache.placement import BreakEven
 from bul.cache.write_queue import Batch, Removal, WriteQueue
@@ -30,6 +34,8 @@ __all__ = ["Lane"]
 
 READS_QUEUED_MAX = 4096
 STATS_WAIT_S = 0.02
+PROBE_PAUSE_S_MAX = 5.0
+"""Where a probe costs no request anything, a tier that is back is found sooner."""
 """`stats` gives the last known numbers of a tier that takes longer than this."""
 
 logger = logging.getLogger(__name__)
@@ -68,7 +74,10 @@ class Lane:
         self.deadline_s = deadline_s
         self._threads_max = threads
         self._clock = clock
-        self._breakers = {"read": Breaker(), "write": Breaker()}
+        self._probe: Callable[[], None] | None = getattr(tier, "probe", None)
+        self._probing = False
+        pause_s_max = PROBE_PAUSE_S_MAX if self._probe else BREAKER_PAUSE_S_MAX
+        self._breakers = {vote: Breaker(pause_s_max=pause_s_max) for vote in ("read", "write")}
         self._changed = threading.Condition()
         self._reads: collections.deque[Callable[[], None]] = collections.deque()
         self._writes = WriteQueue(queue_bytes_max)
@@ -93,7 +102,7 @@ class Lane:
         """Whether to ask the tier at all; False counts as a skipped ask."""
         with self._changed:
             free = not self._closed and not self._overdue and len(self._reads) < READS_QUEUED_MAX
-            free = free and self._breakers["read"].allow(now_s)
+            free = free and self._may_ask(now_s)
             self._unavailable_total += not free
             return free
 
@@ -117,12 +126,19 @@ class Lane:
             self._wake()
             return True
 
-    def remove(self, keys: tuple[bytes, ...] | None) -> concurrent.futures.Future[int]:
+    @property
+    def keeps_versions(self) -> bool:
+        """Several hosts write there, and the newest version of a general value wins."""
+        return hasattr(self.tier, "delete_values")
+
+    def remove(
+        self, keys: tuple[bytes, ...] | None, version: int = 0
+    ) -> concurrent.futures.Future[int]:
         """Delete `keys`, or everything, behind the writes queued so far; how many were there.
 
         The future ends with the tier's call, or with 0 if that failed or could not be queued.
         """
-        removal = Removal(keys, concurrent.futures.Future())
+        removal = Removal(keys, concurrent.futures.Future(), version)
         with self._changed:
             if self._closed or not self._writes.remove(removal):
                 removal.done.set_result(0)
@@ -218,9 +234,38 @@ class Lane:
                 "load_bytes_per_s": self.gate.bytes_per_s,
             }
 
+    def _may_ask(self, now_s: float) -> bool:
+        """Whether the breaker lets a request ask; a tier with a probe is probed instead."""
+        breaker = self._breakers["read"]
+        was_open = breaker.is_open
+        allowed = breaker.allow(now_s)
+        if allowed and was_open and self._probe is not None:
+            self._start_probe()
+            return False
+        return allowed
+
     def _judge(self, vote: Vote, *, ok: bool, now_s: float) -> None:
-        if vote != "stats":
-            self._breakers["write" if vote == "write" else "read"].record(ok=ok, now_s=now_s)
+        if vote == "stats":
+            return
+        breaker = self._breakers["write" if vote == "write" else "read"]
+        breaker.record(ok=ok, now_s=now_s)
+        if not ok and vote != "write" and not breaker.is_open:
+            self._start_probe()
+
+    def _start_probe(self) -> None:
+        if self._probe is None or self._probing or self._closed:
+            return
+        self._probing = True
+        self._reads.appendleft(self._run_probe)
+        self._wake()
+
+    def _run_probe(self) -> None:
+        """A call like others: its failure is judged, and so asks for the next probe."""
+        with self._changed:
+            self._probing = False
+        if self._probe is not None:
+            with contextlib.suppress(TierUnavailable):
+                self.call("read", self._probe)
 
     def _ask_stats(self) -> None:
         stats: Mapping[str, float] = {}

@@ -39,7 +39,10 @@ ACCEPTED = "bytes, str, a JSON value (None, bool, int, float, list, dict) or a N
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoredValue:
-    """A value as it is kept. `dtype` and `shape` are of an array, else `None` and ()."""
+    """A value as it is kept. `dtype` and `shape` are of an array, else `None` and ().
+
+    version: 0 if no other host can have written it; fresh_until_s: until then RAM is believed.
+    """
 
     kind: Literal["bytes", "str", "json", "array"]
     data: bytes | str
@@ -47,6 +50,8 @@ class StoredValue:
     dtype: np.dtype | None = None
     shape: tuple[int, ...] = ()
     expires_s: float = 0.0
+    version: int = 0
+    fresh_until_s: float = 0.0
 
 
 def check_key(key: object) -> str:
@@ -134,6 +139,10 @@ class ValueStore:
         self._values.move_to_end(key)
         self.hits_total += 1
         return stored
+
+    def peek(self, key: str) -> StoredValue | None:
+        """What is here, expired or not; counts for nothing."""
+        return self._values.get(key)
 
     def set(self, key: str, stored: StoredValue, *, replace: bool = True) -> bool:
         """Keep; False if it is larger than the whole budget (the old value is gone then too).

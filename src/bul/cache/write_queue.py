@@ -4,7 +4,8 @@ It refuses what does not fit instead of waiting, and to lock: its lane holds the
 until they are written, not until they are taken, so that the bound is one of memory.
 
 Blocks are immutable, so a tier may ignore a block that it has; general values are not: theirs are
-records of no tokens, for which the old one is deleted first, and the last of a batch wins.
+records of no tokens, for which the old one is deleted first, and the last of a batch wins. A tier
+for several hosts (`delete_values`) keeps the newest version by itself.
 """
 
 from __future__ import annotations
@@ -32,10 +33,14 @@ def record_bytes(record: BlockRecord) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Removal:
-    """Delete `keys`, or everything if `None`. `done` gets how many were there, 0 if unknown."""
+    """Delete `keys`, or everything if `None`. `done` gets how many were there, 0 if unknown.
+
+    version: of general values; a tier for several hosts then remembers the deletion.
+    """
 
     keys: tuple[bytes, ...] | None
     done: concurrent.futures.Future[int]
+    version: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ class Batch:
             self._remove(self.removal, tier)
             return 0
         values = {record.key: record for record in self.records if not record.tokens}
-        if values:
+        if values and not hasattr(tier, "delete_values"):
             tier.delete(list(values))
         last = [r for r in self.records if r.tokens or values[r.key] is r]
         written = tier.set(last)
@@ -65,6 +70,8 @@ class Batch:
         removed = 0
         if removal.keys is None:
             tier.clear()
+        elif removal.version and hasattr(tier, "delete_values"):
+            removed = int(tier.delete_values(removal.keys, removal.version))
         else:
             removed = int(tier.delete(removal.keys))
         if not removal.done.done():

@@ -169,7 +169,7 @@ def field_type(key: str) -> typing.Any:
 
 def is_secret(key: str) -> bool:
     """Whether the value of "section.field" must not be shown."""
-    return key.endswith("_secret")
+    return key.endswith(("_secret", "shared_url"))
 
 
 def _known_keys() -> list[str]:

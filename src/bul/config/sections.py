@@ -15,7 +15,9 @@ from bul.config.checks import in_range as _in_range
 from bul.config.checks import one_of as _one_of
 from bul.config.checks import whole as _whole
 from bul.config.machine import this_machine
+from bul.config.shared_url import parse_shared_url
 from bul.config.sizing import sizes_for
+from bul.errors import ConfigError
 
 __all__ = [
     "EVICTION_POLICIES",
@@ -29,6 +31,7 @@ __all__ = [
 MIB = 1 << 20
 GIB = 1 << 30
 BLOCK_TOKENS = 64
+RANKS_MAX = 1024
 BUILTIN_TOKEN_BYTES = 23_040
 """Of KV of the built-in model: 30 layers x K and V x 384 bytes."""
 
@@ -52,6 +55,11 @@ class KVCacheConfig:
     cache_generated: also keep KV made while decoding (DESIGN: may differ in float noise).
     claim_age_s_max: how long others wait, without seeing progress, for a request that computes a
     block they need too; then one of them computes it.
+    shared_url: a Valkey or Redis for several hosts (`shared_url.py`); shared_timeout_s: of a
+    connection to it, and of its silence; shared_*_file: PEM files for TLS.
+    distributed_ranks: host:port of every rank, in the same order everywhere; this one is number
+    distributed_rank. distributed_bytes_max: that it keeps for all. distributed_timeout_s: of a
+    connection to a rank, and of its silence. distributed_secret: what ranks prove to each other.
     """
 
     max_tokens: int = 262_144
@@ -78,6 +86,16 @@ class KVCacheConfig:
     break_even: bool = True
     cache_generated: bool = False
     claim_age_s_max: float = 60.0
+    shared_url: str = ""
+    shared_timeout_s: float = 0.25
+    shared_ca_file: str = ""
+    shared_cert_file: str = ""
+    shared_key_file: str = ""
+    distributed_rank: int = 0
+    distributed_ranks: tuple[str, ...] = ()
+    distributed_bytes_max: int = GIB
+    distributed_timeout_s: float = 0.25
+    distributed_secret: str = ""
 
     def __post_init__(self) -> None:
         _whole("block_tokens", self.block_tokens, 1, 4096)
@@ -97,6 +115,14 @@ class KVCacheConfig:
         _one_of("quantisation", self.quantisation, ("none", "int8"))
         _one_of("compression", self.compression, ("none", "lz4", "zstd"))
         _in_range("claim_age_s_max", self.claim_age_s_max, 0.01, 3600)
+        if self.shared_url:
+            parse_shared_url(self.shared_url)
+        _in_range("shared_timeout_s", self.shared_timeout_s, 0.001, 60)
+        _whole("distributed_rank", self.distributed_rank, 0, RANKS_MAX - 1)
+        if len(self.distributed_ranks) > RANKS_MAX:
+            raise ConfigError(f"distributed_ranks may name {RANKS_MAX} ranks")
+        _whole("distributed_bytes_max", self.distributed_bytes_max, MIB, 1 << 50)
+        _in_range("distributed_timeout_s", self.distributed_timeout_s, 0.001, 60)
 
     @classmethod
     def for_machine(
@@ -256,14 +282,20 @@ class RouteConfig:
     resume_secret: str = ""
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class UpConfig:
-    """`[up]`: a region on this machine. state_dir: its only folder; "" for `.bul` here."""
+    """`[up]`: a region on this machine. state_dir: its only folder; "" for `.bul` here.
+
+    shared: start a Valkey of its own, of shared_bytes_max, for cache.shared_url.
+    """
 
     replicas: int = 2
     replicas_max: int = 10
     state_dir: str = ""
+    shared: bool = False
+    shared_bytes_max: int = GIB
     log_format: Literal["text", "json"] = "text"
 
     def __post_init__(self) -> None:
         _whole("replicas_max", self.replicas_max, 1, 1000)
         _whole("replicas", self.replicas, 1, self.replicas_max)
+        _whole("shared_bytes_max", self.shared_bytes_max, 16 * MIB, 1 << 50)
         _one_of("log_format", self.log_format, ("text", "json"))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ from bul.cache.contract import BlockRecord, CheckReport, Tier
 
 __all__ = ["Int8Codec", "QuantisedTier"]
 
+OPTIONAL = ("probe", "delete_values")
 RAW, INT8 = b"\x00", b"\x01"
 
 
@@ -94,6 +96,12 @@ class QuantisedTier:
 
     def delete(self, keys: Sequence[bytes]) -> int:
         return self._inner.delete(keys)
+
+    def __getattr__(self, name: str) -> Any:
+        """`probe` and `delete_values`, if `inner` has them."""
+        if name not in OPTIONAL:
+            raise AttributeError(name)
+        return getattr(self._inner, name)
 
     def clear(self) -> None:
         self._inner.clear()
