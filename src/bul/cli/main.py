@@ -30,7 +30,8 @@ COMMANDS = {
     "cache": "Look into the KV cache: stats, check, replay, bench, explain.",
     "plan": "Replicas, cost and files to deploy, from a load and a target.",
     "scale": "The autoscaler: history, watch, to N; simulate it on a trace.",
-    "keys": "Make API keys; only their hashes are kept.",
+    "keys": "API keys: create, list, revoke; only their hashes are kept.",
+    "usage": "What each key used: requests and tokens, of them from the cache.",
     "model": "Fetch the built-in model.",
     "config": "Show the effective settings and where each came from.",
 }

@@ -3,6 +3,7 @@
 Open `sections.py` first: one dataclass per section of `bul.toml`; `load.py` reads them.
 """
 
+from bul.config.accounts import AccountsConfig
 from bul.config.load import (
     Origin,
     Settings,
@@ -25,6 +26,7 @@ from bul.config.sections import (
 __all__ = [
     "EVICTION_POLICIES",
     "SCENARIOS",
+    "AccountsConfig",
     "KVCacheConfig",
     "Origin",
     "RouteConfig",

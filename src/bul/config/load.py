@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from bul.config.accounts import AccountsConfig
 from bul.config.scale import ScaleConfig
 from bul.config.sections import KVCacheConfig, RouteConfig, ServeConfig, TimedConfig, UpConfig
 from bul.errors import ConfigError
@@ -43,6 +44,7 @@ BENCH_KEY_VARIABLE = "BUL_BENCH_API_KEY"
 """What `bul bench` shows to the endpoint under test: a secret of somebody else, so no setting."""
 
 SECTIONS: dict[str, type] = {
+    "accounts": AccountsConfig,
     "cache": KVCacheConfig,
     "serve": ServeConfig,
     "timed": TimedConfig,
@@ -62,6 +64,7 @@ class Settings:
     keys: name -> SHA-256 of the API key, 64 hex digits. file: what was read, None if nothing.
     """
 
+    accounts: AccountsConfig = AccountsConfig()
     cache: KVCacheConfig = KVCacheConfig()
     serve: ServeConfig = ServeConfig()
     timed: TimedConfig = TimedConfig()
@@ -169,7 +172,7 @@ def field_type(key: str) -> typing.Any:
 
 def is_secret(key: str) -> bool:
     """Whether the value of "section.field" must not be shown."""
-    return key.endswith(("_secret", "shared_url"))
+    return key.endswith(("_secret", "shared_url", "database_url"))
 
 
 def _known_keys() -> list[str]:
