@@ -226,6 +226,8 @@ class RouteConfig:
     again. queue_max, queue_deadline_s: requests that wait for room, and for how long.
     session_header, session_cookie: where the policy `session` reads whose request it is. explain:
     log the scores of every decision.
+    resume_secret: shared by the region's routers and replicas, seals a stream's resumption on
+    another replica; "" takes serve.cache_secret, and `bul up` makes one up.
     """
 
     host: str = "127.0.0.1"
@@ -251,9 +253,8 @@ class RouteConfig:
     first_byte_target_s: float = 0.0
     queue_max: int = 1024
     queue_deadline_s: float = 10.0
-    resume_secret: shared by the region's routers and replicas, seals a stream's resumption on
-    another replica; "" takes serve.cache_secret, and `bul up` makes one up.
     drain_s: float = 30.0
+    resume_secret: str = ""
 
     def __post_init__(self) -> None:
         _whole("port", self.port, 0, 65535)
@@ -279,7 +280,6 @@ class RouteConfig:
         _in_range("drain_s", self.drain_s, 0, 3600)
 
 
-    resume_secret: str = ""
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class UpConfig:
     """`[up]`: a region on this machine. state_dir: its only folder; "" for `.bul` here.

@@ -63,16 +63,16 @@ class ReplicaApp:
     def __init__(
         self,
         config: ServeConfig,
-        resume_secret: str = "",
         *,
         keys: Mapping[str, str] | None = None,
+        resume_secret: str = "",
         cache: Callable[[], CacheView | None] = lambda: None,
         identities: Callable[[], Sequence[Mapping[str, object]]] = list,
         clock: Clock | None = None,
     ) -> None:
         self._config = config
-        self._resume_secret = resume_secret if resume_secret or self._gate.open else None
         self._gate = Gate(dict(keys or {}))
+        self._resume_secret = resume_secret if resume_secret or self._gate.open else None
         self._clock = clock or SystemClock()
         self._health = Health(stuck_after_s=config.stuck_after_s, clock=self._clock)
         self._cache = cache
