@@ -84,6 +84,7 @@ def make_router(settings: Settings) -> Router:
         settings.route,
         gate=may_see,
         text_secret=text_secret(settings.serve.cache_secret),
+        resume_secret=settings.resume_secret,
     )
     if settings.route.explain:
         router.judge.explain = _explain

@@ -19,7 +19,7 @@ from bul.router.budget import RetryBudget
 from bul.router.client import ClientConnection
 from bul.router.exchange import Exchange
 from bul.router.health import FAILURES_MAX, Prober
-from bul.router.hedge import FirstBytes
+from bul.router.hedge import FirstBytes, Percentile
 from bul.router.http1 import Request, error_response
 from bul.router.judge import Judge
 from bul.router.prompt import Prompt, read_prompt, session_of
@@ -29,7 +29,9 @@ from bul.router.waiting import WaitingLine
 
 __all__ = ["Router"]
 
-SWEEP_S = 0.25
+SWEEP_S = 0.1
+SWEEP_LATE_S = 0.1
+"""A sweep later than this says that the loop was busy: what is silent may have been unread."""
 TRIES_MAX = 4
 BACKLOG = 4096
 
@@ -49,7 +51,7 @@ class Router:
         *,
         gate: Gate = lambda _headers: True,
         text_secret: bytes = b"",
-        resume_secret: str | None = None,
+        resume_secret: str | None = "",
     ) -> None:
         self.config = config
         self.url = ""
@@ -57,10 +59,12 @@ class Router:
         """The time, as of the last sweep: deadlines are no finer than that."""
         self.arrivals = self.completed = self.cancelled = self.retries = self.refused = 0
         self.broken = self.timeouts = self.invalid = self.slow_clients = self.turned_away = 0
-        self.hedges = self.hedges_won = 0
+        self.hedges = self.hedges_won = self.resumed = 0
         self.rates = Rates()
         self.first_bytes = FirstBytes(config.hedge_delay_min_s)
         self.hedges_at_all = config.hedge_delay_min_s > 0
+        self.stream_gaps = Percentile()
+        """The longest gaps of all replicas' streams."""
         self.waiting = WaitingLine(config.queue_max, config.queue_deadline_s)
         self.more_metrics: Callable[[], str] = str
         """Of whoever runs this router, in Prometheus' text format; shown at /metrics too."""
@@ -136,6 +140,7 @@ class Router:
             )
             for url in urls
         }
+                stream_gaps=self.stream_gaps,
         for url in self._replicas.keys() - wanted.keys():
             self._replicas[url].set_state(REMOVED)
             self._retire(self._probers.pop(url))
@@ -277,14 +282,17 @@ class Router:
         """End what is past its deadline."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            self.coarse_s = now_s = self.now_s()
+            before_s, self.coarse_s = self.coarse_s, self.now_s()
+            now_s = self.coarse_s
+            late = now_s - before_s > SWEEP_S + SWEEP_LATE_S
             for replica in self._replicas.values():
                 replica.close_idle_since(now_s - IDLE_S)
             for client in list(self._clients):
                 exchange = client.exchange
                 if exchange is not None and exchange.deadline_s < now_s:
-                    exchange.expire()
+                    exchange.expire(now_s)
                 elif exchange is not None:
-                    exchange.hedge(now_s)
+                    if not late:
+                        exchange.hedge(now_s)
                 elif client.deadline_s < now_s:
                     client.expire()

@@ -46,7 +46,8 @@ HOP_BY_HOP = frozenset(
 )
 NO_REPLICA = b"x-bul-replica: none\r\n"
 """Of an answer that is the router's own."""
-_OURS = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
+_OURS = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-bul-resume"}
+"""Not passed on as they came; x-bul-resume is for routers alone (`inference/resume.py`)."""
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]{0,255}")
 _TARGET = re.compile(rb"/[\x21\x22\x24-\x7e]*")
 _METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
@@ -83,18 +84,20 @@ class Request:
         self.authorization: list[bytes] = []
         self.body = b""
 
-    def serialise(self, authority: bytes) -> bytes:
+    def serialise(
+        self, authority: bytes, *, extra: bytes = b"", body: bytes | None = None
+    ) -> bytes:
         """The request for the replica at `authority`, with a length and never chunked.
 
         A 1.0 client's request stays 1.0: then the answer cannot be chunked, which that client
-        could not read.
+        could not read. extra: header lines. body: instead of the client's own.
         """
+        body = self.body if body is None else body
         version = b" HTTP/1.0\r\nhost: " if self.http10 else b" HTTP/1.1\r\nhost: "
         parts = [self.method, b" ", self.target, version, authority, b"\r\n", *self.lines]
-        if self.body or self.method not in _BODILESS_LINES:
-            parts.append(b"content-length: %d\r\n" % len(self.body))
-        parts.append(b"\r\n")
-        parts.append(self.body)
+        if body or self.method not in _BODILESS_LINES:
+            parts.append(b"content-length: %d\r\n" % len(body))
+        parts += (extra, b"\r\n", body)
         return b"".join(parts)
 
 

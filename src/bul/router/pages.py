@@ -28,6 +28,7 @@ _COUNTERS = {
     "hedges": "Requests that a second replica got as well, because the first was silent.",
     "hedges_won": "Hedged requests that the second replica answered first.",
     "refused": "Requests for which no replica was ready.",
+    "resumed": "Streams that another replica has taken up.",
     "queued": "Requests that waited for a replica to have room.",
     "shed": "Requests turned away because none had room in time.",
     "broken": "Answers that broke off after their first byte.",

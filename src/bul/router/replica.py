@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from bul.blocks.text_chain import CHUNK_BYTES
 from bul.errors import ConfigError
+from bul.router.hedge import Gaps, Percentile
 from bul.router.limit import ConcurrencyLimit
 from bul.router.prompt import BYTES_PER_TOKEN
 from bul.router.residency import Residency
@@ -36,6 +37,7 @@ class Replica:
 
     on_change: called when the state changed, so that the list of ready ones is made anew.
     residency_tokens: how much KV it probably keeps. in_flight_max: where its limit begins.
+    stream_gaps: those of all replicas, which this one's are like until it has shown its own.
     """
 
     __slots__ = (
@@ -43,6 +45,7 @@ class Replica:
         "ejected_until_s",
         "failures",
         "failures_in_a_row",
+        "gaps",
         "header_line",
         "host",
         "idle",
@@ -63,6 +66,7 @@ class Replica:
         *,
         residency_tokens: int = 0,
         in_flight_max: int = 256,
+        stream_gaps: Percentile | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self.host, self.port = _address(self.url)
@@ -73,6 +77,7 @@ class Replica:
         self.on_change = on_change
         self.in_flight = 0
         self.limit = ConcurrencyLimit(in_flight_max)
+        self.gaps = Gaps(stream_gaps or Percentile())
         self.requests = 0
         self.failures = 0
         self.failures_in_a_row = 0

@@ -3,7 +3,8 @@
 Refuses to understand more of an answer than where it ends. Bodies go through raw, chunk frames
 included; llhttp only watches for the last one. A short answer with a known length is held until
 it is whole: one write to the client instead of two, and a replica that dies in between can still
-be replaced by another one.
+be replaced by another one. Of a stream that can be resumed only whole events go through, so that
+what another replica sends fits on.
 """
 
 from __future__ import annotations
@@ -13,61 +14,99 @@ import typing
 
 import httptools
 
+from bul.inference.resume import HEADER as RESUME_HEADER
 from bul.router.http1 import HOP_BY_HOP, Request
 from bul.router.replica import Replica
+from bul.router.stream_record import EVENT_END
 
 if typing.TYPE_CHECKING:
     from bul.router.exchange import Exchange
-    from bul.router.hedge import Rival
 
 __all__ = ["UpstreamConnection"]
 
 HEAD_BYTES_MAX = 64 * 1024
 HOLD_BYTES_MAX = 256 * 1024
 """Answers up to this length are passed on when they are whole."""
+TAIL_BYTES_MAX = 256 * 1024
+"""Of an event that is not whole yet; a longer one is passed on, and cannot be resumed after."""
 
-_DROPPED = HOP_BY_HOP | {b"x-bul-replica", b"content-length"}
+_DROPPED = HOP_BY_HOP | {b"x-bul-replica", b"content-length", RESUME_HEADER}
 _END = b"\r\n\r\n"
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """Carries one exchange at a time; idle in its replica's list between two.
+    """Carries one try of one exchange at a time; idle in its replica's list between two.
 
-    since_s: when the present exchange, or the idleness after the last one, began.
-    idled_s: how long it was idle before the present exchange.
+    since_s: when the present try was sent, or the idleness after the last one began.
+    idled_s: how long it was idle before the present try. ahead, to_compute: requests that the
+    replica had under way, and estimated prompt tokens left to it, when the try was sent.
+    tells_tokens: the answer is a stream of ours that says which tokens its events are from.
     """
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
-        self.exchange: Exchange | Rival | None = None
+        self.exchange: Exchange | None = None
         self.transport: asyncio.Transport | None = None
         self.idled_s = 0.0
         self.since_s = 0.0
+        self.ahead = 0
+        self.to_compute = 0.0
         self.got_bytes = False
         self.status = 0
+        self._dialling: asyncio.Task[None] | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._held: list[bytes] = []
         self._in_body = False
         self._reset()
 
-    def begin(self, exchange: Exchange | Rival, data: bytes) -> None:
-        """Send a whole request; its answer goes to `exchange`."""
+    def begin(
+        self, exchange: Exchange, data: bytes, *, goes_on: bool, dial_within_s: float
+    ) -> None:
+        """Send a whole request; its answer goes to `exchange`. A new connection is made first.
+
+        goes_on: the answer continues one whose head the client has, so it must be a stream.
+        """
         assert self.exchange is None
-        assert self.transport is not None
-        self.exchange = exchange
         self._reset()
-        self.transport.write(data)
+        self.exchange = exchange
+        self._goes_on = goes_on
+        if self.transport is not None:
+            self.transport.write(data)
+        else:
+            loop = asyncio.get_running_loop()
+            self._dialling = loop.create_task(self._dial(data, dial_within_s))
 
     def close(self) -> None:
         """Drop the connection now; the exchange, if any, is not told."""
         self.exchange = None
+        if self._dialling is not None:
+            self._dialling.cancel()
+            self._dialling = None
         if self.transport is not None:
             self.transport.abort()
+
+    async def _dial(self, data: bytes, within_s: float) -> None:
+        loop, replica = asyncio.get_running_loop(), self.replica
+        try:
+            async with asyncio.timeout(within_s):
+                await loop.create_connection(lambda: self, replica.host, replica.port)
+        except OSError:  # TimeoutError is one
+            exchange, self.exchange = self.exchange, None
+            if exchange is not None:
+                self._dialling = None
+                exchange.unreachable(self)
+            return
+        self._dialling = None
+        if self.exchange is None or self.transport is None:
+            self.close()  # given up in the moment in which it came
+            return
+        self.since_s = loop.time()
+        self.transport.write(data)
 
     @property
     def may_add_event(self) -> bool:
         """Whether a chunk of ours can follow what was passed on so far."""
-        return self.is_event_stream and self._chunked and self._between_chunks
+        return self._by_events and (self._at_event_end or self._between_chunks)
 
     # What asyncio calls.
 
@@ -93,7 +132,7 @@ class UpstreamConnection(asyncio.Protocol):
         if exchange is None:
             self.replica.lost(self)
         elif self._in_body and self._until_close and exc is None:
-            exchange.ended(None, by_closing=True)
+            exchange.ended(self, reusable=False, by_closing=True)
         else:
             exchange.upstream_lost(self, "the replica closed the connection")
 
@@ -112,6 +151,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._lines.append(b"%b: %b\r\n" % (name, value))
             if lower == b"content-type":
                 self.is_event_stream = value.startswith(b"text/event-stream")
+        elif lower == RESUME_HEADER:
+            self.tells_tokens = value == b"tokens"
 
     def on_chunk_header(self) -> None:
         self._between_chunks = False
@@ -127,6 +168,11 @@ class UpstreamConnection(asyncio.Protocol):
     def _reset(self) -> None:
         self.got_bytes = False
         self.is_event_stream = False
+        self.tells_tokens = False
+        self._goes_on = False
+        self._by_events = False
+        self._at_event_end = True
+        self._tail = b""
         self._buffer = b""
         self._between_chunks = True
         self._in_body = False
@@ -140,7 +186,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._lines: list[bytes] = []
         self._held.clear()
 
-    def _read_head(self, exchange: Exchange | Rival, data: bytes) -> bytes | None:
+    def _read_head(self, exchange: Exchange, data: bytes) -> bytes | None:
         """Returns what follows the head, or None while there is nothing to pass on."""
         if self._buffer:
             data = self._buffer + data
@@ -161,6 +207,11 @@ class UpstreamConnection(asyncio.Protocol):
                 break
             self._reset()  # 100 and 103 are not for this client
             self.got_bytes = True
+        self._by_events = self._chunked and self.is_event_stream
+        self.tells_tokens = self.tells_tokens and self._by_events and self.status == 200
+        if self._goes_on and self.status not in (429, 503) and not self.tells_tokens:
+            exchange.will_not_go_on(self)
+            return None
         if exchange.refused_by(self):
             return None
         self._begin_body(exchange, head)
@@ -175,7 +226,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser_keeps_alive = self._parser.should_keep_alive()
         return self.status != 101 and self._messages == 1
 
-    def _begin_body(self, exchange: Exchange | Rival, head: bytes) -> None:
+    def _begin_body(self, exchange: Exchange, head: bytes) -> None:
         request = exchange.request
         bodiless = request.method == b"HEAD" or self.status in (204, 304)
         self._until_close = not bodiless and not self._chunked and self._length < 0
@@ -185,11 +236,13 @@ class UpstreamConnection(asyncio.Protocol):
         self._complete = self._complete or bodiless
         self._in_body = True
         known = bodiless or not (self._chunked or self._until_close)
+        if self._goes_on:
+            return
         out = self._head_for(request, head)
         if known and self._left <= HOLD_BYTES_MAX:
             self._held.append(out)
         else:
-            exchange.start(out)
+            exchange.start(self, out)
 
     def _head_for(self, request: Request, head: bytes) -> bytes:
         framing = b""
@@ -209,20 +262,52 @@ class UpstreamConnection(asyncio.Protocol):
             )
         )
 
-    def _read_body(self, exchange: Exchange | Rival, data: bytes) -> None:
+    def _read_body(self, exchange: Exchange, data: bytes) -> None:
         if data and not self._until_close and not self._feed(data):
             self._garbage(exchange, "the replica's answer is not framed as it said")
             return
         if self._held:
             self._held.append(data)
             if self._complete:
-                exchange.start(b"".join(self._held))
+                exchange.start(self, b"".join(self._held))
                 self._held.clear()
+        elif self._by_events:
+            self._pass_events(exchange, data)
         elif data:
-            exchange.write(data)
-            self._between_chunks = self._between_chunks and data.endswith(b"\r\n")
+            exchange.write(self, data)
         if self._complete:
             self._end(exchange)
+
+    def _pass_events(self, exchange: Exchange, data: bytes) -> None:
+        """What is whole goes on; the rest waits for its end, or to be let go (`let_go`)."""
+        if self._tail:
+            data = self._tail + data
+            self._tail = b""
+        if self._complete or data.endswith(EVENT_END):
+            if data:
+                exchange.write(self, data)
+            self._at_event_end = True
+            return
+        end = data.rfind(EVENT_END)
+        if len(data) - end > TAIL_BYTES_MAX:
+            self._tail = data
+            self.let_go(exchange)
+            return
+        if end >= 0:
+            end += len(EVENT_END)
+            exchange.write(self, data[:end])
+            self._at_event_end = True
+            data = data[end:]
+        self._tail = data
+
+    def let_go(self, exchange: Exchange) -> None:
+        """Pass on what is not known to be whole: this server frames its events in another way."""
+        data, self._tail = self._tail, b""
+        if data:
+            self.tells_tokens = self._at_event_end = False
+            exchange.cannot_resume()
+            exchange.write(self, data)
+            self._between_chunks = self._between_chunks and data.endswith(b"\r\n")
 
     def _feed(self, data: bytes) -> bool:
         if self._complete:
@@ -234,15 +319,14 @@ class UpstreamConnection(asyncio.Protocol):
             return False
         return self._messages == 1 and (self._chunked or self._left >= 0)
 
-    def _end(self, exchange: Exchange | Rival) -> None:
+    def _end(self, exchange: Exchange) -> None:
         self.exchange = None
-        if self._parser_keeps_alive and not exchange.request.http10:
-            exchange.ended(self)
-        else:
-            exchange.ended(None)
+        reusable = self._parser_keeps_alive and not exchange.request.http10
+        exchange.ended(self, reusable=reusable)
+        if not reusable:
             self.close()
 
-    def _garbage(self, exchange: Exchange | Rival, reason: str) -> None:
+    def _garbage(self, exchange: Exchange, reason: str) -> None:
         self.exchange = None
         exchange.upstream_lost(self, reason)
         self.close()
