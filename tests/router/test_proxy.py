@@ -266,7 +266,7 @@ async def test_without_a_ready_replica_the_answer_is_503_with_retry_after(net: R
 
 async def test_the_replicas_page_and_the_metrics_add_up(net: RouterNet) -> None:
     upstream = await net.upstream(answering(b"ok"))
-    router = await net.router(upstream)
+    router = await net.router(upstream, block_events=False)
     await net.ask(router, post())
     _, _, body = await net.ask(router, b"GET /replicas HTTP/1.1\r\nHost: bul\r\n\r\n")
     assert json.loads(body)["replicas"] == [
@@ -277,6 +277,7 @@ async def test_the_replicas_page_and_the_metrics_add_up(net: RouterNet) -> None:
             "limit": 256,
             "requests": 1,
             "failures": 0,
+            "events": "off",
         }
     ]
     metrics = (await net.ask(router, b"GET /metrics HTTP/1.1\r\nHost: bul\r\n\r\n"))[2].decode()

@@ -240,7 +240,7 @@ async def test_a_fault_of_ours_is_a_clean_500_without_its_words(
         core.fail_at = 0
         assert (await client.post("/v1/completions", json=GOOD)).status_code == 200
     assert "CANARY" not in caplog.text
-    own = [record for record in caplog.records if record.name == "bul.service.app"]
+    own = [record for record in caplog.records if record.name == "bul.service.failures"]
     assert len(own) == 1
 
 

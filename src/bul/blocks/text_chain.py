@@ -36,6 +36,8 @@ __all__ = [
 CHUNK_BYTES = 512
 TEXT_BYTES_MAX = 256 * 1024
 """Longer texts are told apart by their beginnings."""
+ALIASES = {"developer": "system"}
+"""Roles that a replica takes for another one: they make the same prompt."""
 _FIELD = "\x1f"
 _END = "\x1e"
 
@@ -103,7 +105,12 @@ def chat_text(messages: Iterable[tuple[str, object]], tools: object = None) -> s
     """
     parts = [msgspec.json.encode(tools).decode(), _END] if tools else []
     for role, content in messages:
-        parts += (role, _FIELD, content if isinstance(content, str) else _flat(content), _END)
+        parts += (
+            ALIASES.get(role, role),
+            _FIELD,
+            content if isinstance(content, str) else _flat(content),
+            _END,
+        )
     return "".join(parts)
 
 

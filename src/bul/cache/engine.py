@@ -61,8 +61,8 @@ class UltraAdaptiveKVCacheEngine:
 
     identity: of the model whose blocks these are; keys already contain it, `explain` compares it.
     tiers: slower tiers, fastest first; the engine closes them; `None` opens those that the config
-    asks for (TierUnavailable if it cannot). block_bytes: size of every block of
-    this model, 0 if unknown; a tier that gives another size has failed.
+    asks for (TierUnavailable if it cannot). block_bytes: size of every block of this model, 0 if
+    unknown; a tier that gives another size has failed. watcher: see `Resident`.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class UltraAdaptiveKVCacheEngine:
         identity: Identity | bytes | None = None,
         tiers: Sequence[Tier] | None = None,
         block_bytes: int = 0,
+        watcher: Callable[[bytes, bool], None] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.config = config = config or KVCacheConfig()
@@ -88,6 +89,7 @@ class UltraAdaptiveKVCacheEngine:
             bytes_max=config.ram_bytes_max,
             block_tokens=config.block_tokens,
         )
+        self._resident.watcher = watcher
         self._pins = Pins(self._resident)
         self._shares = TenantShares(self._resident, config.tenant_share_max)
         self._values = ValueStore(int(config.ram_bytes_max * VALUES_SHARE))

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import msgspec
+
 from bul.blocks.prefix import Buffer, RequestFacts
 from bul.cache.eviction.contract import Access, EvictionPolicy
 
@@ -22,49 +24,34 @@ GROW_SHARE = 16
 """Capacity grows only by more than 1/16, so that a wandering mean does not resize all day."""
 
 
-class Entry:
+class Entry(msgspec.Struct, gc=False, eq=False):
     """One resident block. `parent` is the key before it, b"" for a chain's first block.
 
     expires_s: on the owner's clock, 0.0 for never. queued: bit i is set once slower tier i has it
     or has it in its queue. children: resident blocks behind it. holds: matches that use it as
-    their deepest block.
+    their deepest block. It refers to no other entry, so the garbage collector need not know it.
     """
 
-    __slots__ = (
-        "children",
-        "expires_s",
-        "holds",
-        "parent",
-        "payload",
-        "payload_bytes",
-        "queued",
-        "tenant",
-    )
+    payload: Buffer
+    parent: bytes = b""
+    expires_s: float = 0.0
+    tenant: str = ""
+    queued: int = 0
+    payload_bytes: int = 0
+    children: int = 0
+    holds: int = 0
 
-    def __init__(
-        self,
-        payload: Buffer,
-        parent: bytes = b"",
-        *,
-        expires_s: float = 0.0,
-        tenant: str = "",
-        queued: int = 0,
-    ) -> None:
-        self.payload = payload
+    def __post_init__(self) -> None:
+        payload = self.payload
         self.payload_bytes = payload.nbytes if isinstance(payload, memoryview) else len(payload)
-        self.parent = parent
-        self.expires_s = expires_s
-        self.tenant = tenant
-        self.queued = queued
-        self.children = 0
-        self.holds = 0
 
 
 class Resident:
     """Blocks by key. `blocks_max` comes from `max_tokens`; `bytes_max` is shared with values.
 
     evicted: `None`, or a list that collects what was evicted until its owner empties it. on_use:
-    called with path and tenant after each use.
+    called with path and tenant after each use. watcher: called with each key that comes (True) or
+    leaves, under the owner's lock: it may take note, and nothing else.
     """
 
     def __init__(
@@ -79,6 +66,7 @@ class Resident:
         self.evicted: list[tuple[bytes, Entry]] | None = None
         self.tenant_blocks: dict[str, int] = {}
         self.on_use: Callable[[Sequence[bytes], str], None] | None = None
+        self.watcher: Callable[[bytes, bool], None] | None = None
         self.bytes = 0
         self.evictions_total = 0
         self.refused_total = 0
@@ -245,6 +233,8 @@ class Resident:
             if entry is None:
                 continue
             self._forget(entry)
+            if self.watcher is not None:
+                self.watcher(key, False)
             if evicted:
                 self.evictions_total += 1
                 if self.evicted is not None:
@@ -257,6 +247,8 @@ class Resident:
         parent = self.entries.get(entry.parent)
         if parent is not None:
             parent.children += 1
+        if self.watcher is not None:
+            self.watcher(key, True)
 
     def _forget(self, entry: Entry) -> None:
         self.bytes -= entry.payload_bytes

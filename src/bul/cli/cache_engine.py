@@ -13,10 +13,14 @@ from pathlib import Path
 from bul.errors import ConfigError
 
 if typing.TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bul.cache.contract import Tier
     from bul.cache.engine import UltraAdaptiveKVCacheEngine
     from bul.config import Settings
     from bul.inference.contract import ModelCore
+
+    Watcher = Callable[[bytes, bool], None]
 
 __all__ = ["cache_folder", "open_cache_engine"]
 
@@ -27,7 +31,9 @@ def cache_folder(settings: Settings) -> Path:
     return Path(named) if named else Path(settings.up.state_dir or ".bul") / "cache"
 
 
-def open_cache_engine(settings: Settings, core: ModelCore) -> UltraAdaptiveKVCacheEngine:
+def open_cache_engine(
+    settings: Settings, core: ModelCore, watcher: Watcher | None = None
+) -> UltraAdaptiveKVCacheEngine:
     """The engine for `core`'s blocks, with its tiers open. Raises TierUnavailable, ConfigError.
 
     Call it before a runner is made: with quantised KV it changes `core.identity`, and so all keys.
@@ -44,7 +50,7 @@ def open_cache_engine(settings: Settings, core: ModelCore) -> UltraAdaptiveKVCac
         config = dataclasses.replace(config, persistence_dir=str(cache_folder(settings)))
         tiers.append(_quantised(open_disk_tier(config, core.identity), core))
     return UltraAdaptiveKVCacheEngine(
-        config, identity=core.identity, tiers=tiers, block_bytes=core.block_bytes
+        config, identity=core.identity, tiers=tiers, block_bytes=core.block_bytes, watcher=watcher
     )
 
 

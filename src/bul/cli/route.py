@@ -29,6 +29,7 @@ __all__ = ["command", "make_router"]
 @setting("route.session_header", "--session-header", help="Whose request it is, for `session`.")
 @setting("route.session_cookie", "--session-cookie", help="The same, without such a header.")
 @setting("route.explain", "--explain", help="Log each decision's scores as a JSON line.")
+@setting("route.block_events", "--block-events", help="Follow what replicas tell of their caches.")
 @setting("route.connect_timeout_s", "--connect-timeout-s")
 @setting("route.response_timeout_s", "--response-timeout-s", help="A replica's longest silence.")
 @setting("route.connections_max", "--connections-max", help="Clients at the same time.")

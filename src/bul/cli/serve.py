@@ -55,27 +55,41 @@ def command(**values: object) -> None:
 
 
 def _serve(settings: Settings) -> None:
+    from bul.cli.accounts import kept_accounts
+
+    with kept_accounts(settings) as accounts:
+        _serve_with(settings, accounts)
+
+
+def _serve_with(settings: Settings, accounts: Accounts) -> None:
+    from bul.blocks.text_chain import text_secret
     from bul.cli.cache_engine import open_cache_engine
     from bul.cli.events import EventLog
     from bul.inference.runner import BatchingRunner
     from bul.service.app import ReplicaApp
+    from bul.service.cache_events import BlockEvents
     from bul.service.server import bind, run
 
     config = settings.serve
     events = EventLog(settings.up.log_format)
     bound = bind(config, settings.keys)
     engines: list[UltraAdaptiveKVCacheEngine] = []
+    told = BlockEvents(secret=text_secret(config.cache_secret))
+    clock = SystemClock()
     app = ReplicaApp(
         config,
         keys=settings.keys,
         resume_secret=settings.resume_secret or "",
         cache=lambda: engines[0] if engines else None,
+        events=told,
+        bill=lambda *used: accounts.ledger.record(clock.wall_s(), *used),
+        gauges=accounts.stats,
         identities=lambda: _stored_identities(engines[0].config) if engines else [],
     )
 
     async def load() -> Runner:
         core = await asyncio.to_thread(make_core, settings, events)
-        engines.append(await asyncio.to_thread(open_cache_engine, settings, core))
+        engines.append(await asyncio.to_thread(open_cache_engine, settings, core, told.changed))
         return BatchingRunner(
             core,
             engines[0],

@@ -225,7 +225,8 @@ class RouteConfig:
     first_byte_target_s (0: no target), lowers that replica's limit until its answers are good
     again. queue_max, queue_deadline_s: requests that wait for room, and for how long.
     session_header, session_cookie: where the policy `session` reads whose request it is. explain:
-    log the scores of every decision.
+    log the scores of every decision. block_events: follow what replicas tell of their caches, with
+    the key operator_secret if they ask for one.
     resume_secret: shared by the region's routers and replicas, seals a stream's resumption on
     another replica; "" takes serve.cache_secret, and `bul up` makes one up.
     """
@@ -236,6 +237,8 @@ class RouteConfig:
     session_header: str = "x-session-id"
     session_cookie: str = "bul-session"
     explain: bool = False
+    block_events: bool = True
+    operator_secret: str = ""
     replicas: tuple[str, ...] = ()
     connect_timeout_s: float = 1.0
     response_timeout_s: float = 300.0

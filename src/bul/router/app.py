@@ -17,6 +17,7 @@ from bul.errors import ConfigError
 from bul.router import pages
 from bul.router.budget import RetryBudget
 from bul.router.client import ClientConnection
+from bul.router.events import Follower
 from bul.router.exchange import Exchange
 from bul.router.health import FAILURES_MAX, Prober
 from bul.router.hedge import FirstBytes, Percentile
@@ -76,6 +77,8 @@ class Router:
         self._session = by_session if config.policy == "session" else None
         self._replicas: dict[str, Replica] = {}
         self._probers: dict[str, Prober] = {}
+        self.followers: dict[str, Follower] = {}
+        """Of the replicas' block events, by URL; empty if no policy asks for them."""
         self._ready: tuple[Replica, ...] = ()
         self.queued = self.shed = 0
         self.judge = Judge(config, self.rates)
@@ -144,10 +147,14 @@ class Router:
         for url in self._replicas.keys() - wanted.keys():
             self._replicas[url].set_state(REMOVED)
             self._retire(self._probers.pop(url))
+            if url in self.followers:
+                self._retire(self.followers.pop(url))
         added = wanted.keys() - self._replicas.keys()
         self._replicas = wanted
         for url in added:
             self._probers[url] = self._start_prober(wanted[url])
+            if self._by_prefix and self.config.block_events:
+                self.followers[url] = self._start_follower(wanted[url])
         self._changed()
 
     @property
@@ -260,8 +267,19 @@ class Router:
         prober.start()
         return prober
 
-    def _retire(self, prober: Prober) -> None:
-        task = asyncio.get_running_loop().create_task(prober.stop())
+    def _start_follower(self, replica: Replica) -> Follower:
+        secret = self.config.operator_secret.encode()
+        follower = Follower(
+            replica,
+            now_s=self.now_s,
+            authorization=b"Bearer " + secret if secret else b"",
+            connect_timeout_s=self.config.connect_timeout_s,
+        )
+        follower.start()
+        return follower
+
+    def _retire(self, leaving: Prober | Follower) -> None:
+        task = asyncio.get_running_loop().create_task(leaving.stop())
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
@@ -287,6 +305,8 @@ class Router:
             late = now_s - before_s > SWEEP_S + SWEEP_LATE_S
             for replica in self._replicas.values():
                 replica.close_idle_since(now_s - IDLE_S)
+            for follower in self.followers.values():
+                follower.check()
             for client in list(self._clients):
                 exchange = client.exchange
                 if exchange is not None and exchange.deadline_s < now_s:

@@ -76,7 +76,7 @@ class Judge:
         herd: list[float] = []
         if any(matched):
             herd = [
-                (chunks - replica.residency.warm(hints)) * CHUNK_TOKENS if chunks else 0.0
+                (chunks - replica.residency.warm(hints, now_s)) * CHUNK_TOKENS if chunks else 0.0
                 for chunks, replica in zip(matched, candidates, strict=True)
             ]
         scores = score_prefix(

@@ -13,6 +13,7 @@ from bul.router.http1 import response
 
 if typing.TYPE_CHECKING:
     from bul.router.app import Router
+    from bul.router.events import Follower
 
 __all__ = ["GUARDED", "PATHS", "render"]
 
@@ -66,6 +67,7 @@ def _replicas(router: Router) -> dict[str, object]:
                 "limit": int(replica.limit.now),
                 "requests": replica.requests,
                 "failures": replica.failures,
+                **_told(router, replica.url),
             }
             for replica in router.replicas
         ],
@@ -94,6 +96,7 @@ def _metrics(router: Router) -> str:
         for replica in router.replicas:
             value = _figure(name, replica)
             lines.append(f'{full}{{replica="{replica.url}"}} {value}')
+    lines += _event_lines(router)
     return "\n".join(lines) + "\n" + router.more_metrics()
 
 
@@ -104,3 +107,50 @@ def _figure(name: str, replica: typing.Any) -> int:
         return int(replica.limit.now)
     value: int = getattr(replica, name.removesuffix("_total"))
     return value
+
+
+def _told(router: Router, url: str) -> dict[str, object]:
+    """What the replica itself says about what it holds."""
+    follower = router.followers.get(url)
+    if follower is None:
+        return {"events": "off"}
+    age_s = follower.age_s
+    state = "fresh" if follower.fresh else "refused" if follower.refused else "stale"
+    return {"events": state, "events_age_s": age_s, "hints": len(follower.held.hints)}
+
+
+_EVENT_FIGURES = {
+    "events_fresh": ("gauge", "1 while the replica's own word on its cache is believed."),
+    "events_age_seconds": ("gauge", "Since the replica last said something of its cache."),
+    "events_hints": ("gauge", "Prefixes that the replica says to hold in RAM."),
+    "events_total": ("counter", "Prefixes that came or went, as told by the replica."),
+    "events_gaps_total": ("counter", "Times that something told was missed."),
+    "events_snapshots_total": ("counter", "Times that everything was told anew."),
+    "events_left_out_total": ("counter", "Prefixes beyond what is remembered of one replica."),
+}
+
+
+def _event_lines(router: Router) -> list[str]:
+    lines: list[str] = []
+    for name, (kind, what) in _EVENT_FIGURES.items():
+        full = f"bul_router_replica_{name}"
+        lines += [f"# HELP {full} {what}", f"# TYPE {full} {kind}"]
+        for url, follower in router.followers.items():
+            value = _event_figure(name, follower)
+            if value is not None:
+                lines.append(f'{full}{{replica="{url}"}} {value}')
+    return lines
+
+
+def _event_figure(name: str, follower: Follower) -> float | None:
+    held = follower.held
+    figures: dict[str, float | None] = {
+        "events_fresh": int(follower.fresh),
+        "events_age_seconds": follower.age_s,
+        "events_hints": len(held.hints),
+        "events_total": held.ops_total,
+        "events_gaps_total": held.gaps,
+        "events_snapshots_total": held.snapshots,
+        "events_left_out_total": held.left_out,
+    }
+    return figures[name]

@@ -5,20 +5,23 @@ prefixes. Without a replica's own word (`events.py`) it is a guess by design - a
 eviction or another router's requests change the truth - and a wrong guess costs one prefill.
 
     told      hint -> cached tokens, from the replica's block events while they are fresh; else None
-    sent      hint -> when it was sent, WARM once an answer to it began: always kept, so that a
-              router that loses the events goes on with what it knows itself
+    sent      hint -> when it was sent, or computed: always kept, so that a router that loses the
+              events goes on with what it knows itself
+    cold      of those sent, the ones that no answer has begun for: they are being computed
+
+What was just computed counts for a moment even if the replica has not told yet.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["COLD_S_MAX", "Residency"]
+__all__ = ["COLD_S_MAX", "GRACE_S", "Residency"]
 
-WARM = -math.inf
 COLD_S_MAX = 30.0
 """Whoever has not begun to answer after this long is not believed to compute any more."""
+GRACE_S = 1.0
+"""What was computed is told within this time, or it was not kept."""
 
 
 class Residency:
@@ -26,12 +29,13 @@ class Residency:
     their last use. `told` is set by whoever follows the replica's events.
     """
 
-    __slots__ = ("_hints_max", "_sent", "told")
+    __slots__ = ("_cold", "_hints_max", "_sent", "told")
 
     def __init__(self, hints_max: int) -> None:
         assert hints_max >= 0
         self._hints_max = hints_max
         self._sent: dict[int, float] = {}
+        self._cold: set[int] = set()
         self.told: Mapping[int, int] | None = None
 
     def __len__(self) -> int:
@@ -44,60 +48,71 @@ class Residency:
         Does not count as a use.
         """
         if self.told is None:
-            return _leading(self._sent, hints, 0)
-        low = _leading(self.told, hints, 0)
-        sent, oldest_s = self._sent, now_s - COLD_S_MAX
-        while low < len(hints) and sent.get(hints[low], WARM) > oldest_s:
+            return _leading(self._sent, hints)
+        low = _leading(self.told, hints)
+        while low < len(hints) and self._is_recent(hints[low], now_s):
             low += 1
         return low
 
-    def warm(self, hints: Sequence[int]) -> int:
+    def warm(self, hints: Sequence[int], now_s: float = 0.0) -> int:
         """How many of the first `hints` are held already: [warm, matched) is being computed."""
-        if self.told is not None:
-            return _leading(self.told, hints, 0)
-        sent, low, high = self._sent, 0, len(hints)
-        while low < high:
-            middle = (low + high) // 2
-            if sent.get(hints[middle], 0.0) == WARM:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+        matched = self.matched(hints, now_s)
+        cold = self._cold
+        if cold:
+            for index in range(matched):
+                if hints[index] in cold:
+                    return index
+        return matched
 
     def add(self, hints: Sequence[int], now_s: float = 0.0) -> None:
         """A prompt was sent: its hints become the last used ones, the head as the very last."""
         sent, told = self._sent, self.told
         for hint in reversed(hints[: self._hints_max]):
-            since_s = sent.pop(hint, now_s)
-            if told is not None and since_s == WARM and hint not in told:
-                since_s = now_s  # gone meanwhile: it is computed anew
+            gone = told is not None and hint not in told and not self._is_recent(hint, now_s)
+            since_s = None if gone else sent.get(hint)
+            sent.pop(hint, None)
+            if since_s is None:
+                self._cold.add(hint)
+                since_s = now_s
             sent[hint] = since_s
         while len(sent) > self._hints_max:
-            del sent[next(iter(sent))]
+            oldest = next(iter(sent))
+            del sent[oldest]
+            self._cold.discard(oldest)
 
-    def computed(self, hints: Sequence[int]) -> None:
+    def computed(self, hints: Sequence[int], now_s: float) -> None:
         """An answer to this prompt began: what was sent is there."""
-        sent = self._sent
+        if not self._cold:
+            return
         for hint in hints:
-            if hint in sent:
-                sent[hint] = WARM
+            if hint in self._cold:
+                self._cold.discard(hint)
+                self._sent[hint] = now_s
 
     def drop(self, hints: Iterable[int]) -> None:
         """The replica says that these are gone."""
         for hint in hints:
             self._sent.pop(hint, None)
+            self._cold.discard(hint)
 
     def clear(self) -> None:
         """The replica is another one, or gone."""
         self._sent.clear()
+        self._cold.clear()
         self.told = None
 
+    def _is_recent(self, hint: int, now_s: float) -> bool:
+        since_s = self._sent.get(hint)
+        if since_s is None:
+            return False
+        return now_s - since_s < (COLD_S_MAX if hint in self._cold else GRACE_S)
 
-def _leading(held: Mapping[int, object], hints: Sequence[int], low: int) -> int:
+
+def _leading(held: Mapping[int, object], hints: Sequence[int]) -> int:
     """A bisection: heads outlive tails here, so [0, found) is held and [found, end) is not."""
-    high = len(hints)
-    if high == low or hints[low] not in held:
-        return low
+    low, high = 0, len(hints)
+    if high == 0 or hints[0] not in held:
+        return 0
     while low < high:
         middle = (low + high) // 2
         if hints[middle] in held:

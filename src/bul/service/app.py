@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 import secrets
-import traceback
 import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +19,10 @@ from typing import Any
 
 import msgspec
 
+from bul.accounts.usage import Spent
 from bul.clock import Clock, SystemClock
 from bul.config import ServeConfig
-from bul.errors import BulError, EngineClosed, InvalidRequest
+from bul.errors import EngineClosed, InvalidRequest
 from bul.inference.contract import Runner
 from bul.metrics import exposition
 from bul.metrics.exposition import CacheFigures, ServiceMetrics
@@ -32,7 +31,9 @@ from bul.metrics.snapshot import Finished, Gauges, Window, scaling_metrics
 from bul.service import replies
 from bul.service.asgi import ASGIReceive, ASGISend, ClientGone, Exchange, Message
 from bul.service.auth import Gate, tenant_salt
+from bul.service.cache_events import BlockEvents
 from bul.service.cache_pages import CacheView, Explainer, explain_job, stats_body
+from bul.service.failures import failure_headers, log_failure
 from bul.service.generation import Generation, requests_of
 from bul.service.health import Health
 from bul.service.openai import BODY_BYTES_MAX, Job, parse_chat, parse_completion
@@ -41,8 +42,6 @@ from bul.service.replies import Reply
 from bul.service.resuming import Wanted, check_job, read_body
 
 __all__ = ["ReplicaApp"]
-
-logger = logging.getLogger(__name__)
 
 INLINE_TEXT_MAX = 2048
 """Characters that are tokenised on the event loop; more go to a thread."""
@@ -57,6 +56,7 @@ class ReplicaApp:
     keys: name -> SHA-256 of the key, empty for none. resume_secret: the region's, without which
     streams are taken up at an open gate only. cache: None until there is one. identities: the
     fields of those that the slower tiers hold blocks of. events: what the cache's watcher tells.
+    bill: gets (tenant, model, what it used) of every generation request. gauges: more of them.
     `connections` tells how many are open; the server sets it.
     """
 
@@ -68,15 +68,21 @@ class ReplicaApp:
         resume_secret: str = "",
         cache: Callable[[], CacheView | None] = lambda: None,
         identities: Callable[[], Sequence[Mapping[str, object]]] = list,
+        events: BlockEvents | None = None,
+        bill: Callable[[str, str, Spent], None] = lambda _tenant, _model, _spent: None,
+        gauges: Callable[[], Mapping[str, float]] = dict,
         clock: Clock | None = None,
     ) -> None:
         self._config = config
-        self._gate = Gate(dict(keys or {}))
+        self._gate = Gate({} if keys is None else keys)
         self._resume_secret = resume_secret if resume_secret or self._gate.open else None
         self._clock = clock or SystemClock()
         self._health = Health(stuck_after_s=config.stuck_after_s, clock=self._clock)
         self._cache = cache
         self._identities = identities
+        self._events = events or BlockEvents()
+        self._bill = bill
+        self._more_gauges = gauges
         self._metrics = ServiceMetrics(gauges=self._gauges, cache=self._cache_figures)
         self._window = Window(started_s=self._clock.now_s())
         self._cpu = CpuMeter()
@@ -89,6 +95,7 @@ class ReplicaApp:
             b"/metrics": ("GET", self._get_metrics),
             b"/signals": ("GET", self._get_signals),
             b"/cache/stats": ("GET", self._get_cache_stats),
+            b"/cache/events": ("GET", self._get_cache_events),
             b"/cache/explain": ("POST", self._post_cache_explain),
             b"/v1/models": ("GET", self._get_models),
             b"/v1/completions": ("POST", self._post_completion),
@@ -102,6 +109,7 @@ class ReplicaApp:
     def start_draining(self) -> None:
         """From now on new work is refused; running answers go on."""
         self._health.draining = True
+        self._events.close()
 
     async def __call__(self, scope: Message, receive: ASGIReceive, send: ASGISend) -> None:
         assert scope["type"] == "http", scope["type"]
@@ -149,12 +157,12 @@ class ReplicaApp:
     async def _fail(self, exchange: Exchange, error: Exception, request_id: str) -> None:
         failure = replies.failure_of(error, request_id)
         if failure.status == 500:
-            _log(error, request_id)
+            log_failure(error, request_id)
         if exchange.status:
             await exchange.end(replies.error_event(failure))
             exchange.status = failure.status  # counted as what it was, though sent as 200
             return
-        headers = _failure_headers(failure, request_id)
+        headers = failure_headers(failure, request_id)
         await exchange.respond(failure.status, replies.error_body(failure), headers=headers)
 
     # Routes. Each takes (exchange, tenant, request_id).
@@ -181,6 +189,10 @@ class ReplicaApp:
     async def _get_cache_stats(self, exchange: Exchange, tenant: str, _: str) -> None:
         self._only_totals(tenant)
         await exchange.respond(200, stats_body(self._cache()))
+
+    async def _get_cache_events(self, exchange: Exchange, tenant: str, _: str) -> None:
+        self._only_totals(tenant)
+        await self._events.follow(exchange)
 
     async def _post_cache_explain(self, exchange: Exchange, tenant: str, _: str) -> None:
         runner, cache = self._runner(), self._cache()
@@ -252,31 +264,33 @@ class ReplicaApp:
     ) -> None:
         started_s = self._clock.now_s()
         prompts = await self._tokenize(runner, job)
+        key, salt = exchange.header(b"authorization"), self._salt(tenant)
+        self._events.note_job(job, prompts, core=runner.core, salt=salt, authorization=key)
         requests = requests_of(
             job,
             prompts,
             request_id=request_id,
             tenant=tenant,
-            salt=self._salt(tenant),
+            salt=salt,
             use_cache=_wants_cache(exchange),
             context_tokens=runner.core.context_tokens,
+            resumed=wanted.sent.tokens if wanted.sent else (),
         )
         reply = Reply(
             kind=job.kind,
             request_id=request_id,
             model=job.model,
             created_s=int(self._clock.wall_s()),
+            shows_tokens=wanted.shows_tokens and len(requests) == 1,
+            sent=wanted.sent,
         )
         generation = Generation(
-            resumed=wanted.sent.tokens if wanted.sent else (),
             runner, requests, job=job, reply=reply, clock=self._clock, observer=self._metrics
         )
         whole = False
         try:
             if job.stream:
                 await generation.answer_streamed(exchange)
-            shows_tokens=wanted.shows_tokens and len(requests) == 1,
-            sent=wanted.sent,
             else:
                 await generation.answer_whole(exchange)
             whole = True
@@ -318,11 +332,15 @@ class ReplicaApp:
         }
         latency_s = now_s - started_s if whole else None
         self._metrics.generated(latency_s, self._gate.class_of(tenant), **counts)
+        self._bill(tenant, self._runner_model(), Spent(requests=int(whole), **counts))
         self._window.add(
             Finished(
                 at_s=now_s, failed=failed, latency_s=latency_s, ttft_s=generation.ttft_s, **counts
             )
         )
+
+    def _runner_model(self) -> str:
+        return self._health.runner.core.model_id if self._health.runner is not None else ""
 
     def _cache_figures(self) -> CacheFigures:
         cache = self._cache()
@@ -337,6 +355,7 @@ class ReplicaApp:
 
     def _gauges(self) -> dict[str, float]:
         found: dict[str, float] = {"ready": float(self._health.ready()[0])}
+        found |= self._more_gauges()
         found |= {
             name: value
             for name, value in dataclasses.asdict(self._machine()).items()
@@ -367,20 +386,3 @@ def _wants_cache(exchange: Exchange) -> bool:
 def _no_such_model(name: str) -> InvalidRequest:
     message = f"the model {name[:100]!r} does not exist here; GET /v1/models lists what does"
     return InvalidRequest(message, param="model", code="model_not_found", status=404)
-
-
-def _failure_headers(failure: Failure, request_id: str) -> tuple[tuple[bytes, bytes], ...]:
-    headers = [(b"x-request-id", request_id.encode())]
-    if failure.retry_after_s is not None:
-        headers.append((b"retry-after", b"%d" % max(1, round(failure.retry_after_s))))
-    if failure.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    return tuple(headers)
-
-
-def _log(error: Exception, request_id: str) -> None:
-    """Where it happened, but not a foreign exception's words: they may quote a prompt."""
-    source = error.__cause__ or error
-    words = str(source) if isinstance(source, BulError) else type(source).__name__
-    frames = "".join(traceback.format_tb(source.__traceback__))
-    logger.error("request %s failed: %s\n%s", request_id, words, frames)

@@ -10,12 +10,14 @@ import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Mapping, Sequence
 
+from bul.blocks.text_chain import text_secret
 from bul.cache.contract import Tier
 from bul.cache.engine import UltraAdaptiveKVCacheEngine
-from bul.config import ServeConfig, TimedConfig
+from bul.config import KVCacheConfig, ServeConfig, TimedConfig
 from bul.inference.runner import BatchingRunner
 from bul.inference.timed import TimedCore
 from bul.service.app import ReplicaApp
+from bul.service.cache_events import BlockEvents
 from bul.service.server import ReplicaServer, bind
 
 __all__ = ["INSTANT", "ReplicaUnderTest", "running_replica"]
@@ -33,6 +35,7 @@ class ReplicaUnderTest:
     core: TimedCore
     runner: BatchingRunner
     cache: UltraAdaptiveKVCacheEngine
+    events: BlockEvents
 
     @property
     def port(self) -> int:
@@ -62,22 +65,36 @@ async def running_replica(
     resume_secret: str = "",
     core: TimedCore | None = None,
     tiers: Sequence[Tier] = (),
+    cache_config: KVCacheConfig | None = None,
 ) -> AsyncIterator[ReplicaUnderTest]:
     """Serve until the block ends; then drain for nothing and stop everything."""
     core = core or TimedCore(serve, timed)
+    events = BlockEvents(secret=text_secret(serve.cache_secret))
     cache = UltraAdaptiveKVCacheEngine(
-        identity=core.identity, tiers=tiers, block_bytes=core.block_bytes
+        cache_config,
+        identity=core.identity,
+        tiers=tiers,
+        block_bytes=core.block_bytes,
+        watcher=events.changed,
     )
     runner = BatchingRunner(
         core, cache, waiting_max=serve.waiting_max, request_deadline_s=serve.request_deadline_s
     )
-    app = ReplicaApp(serve, keys=keys, resume_secret=resume_secret, cache=lambda: cache)
+    app = ReplicaApp(
+        serve, keys=keys, resume_secret=resume_secret, cache=lambda: cache, events=events
+    )
     server = ReplicaServer(app, bind(serve, keys or {}))
     await server.start()
     app.attach(runner)
     try:
         yield ReplicaUnderTest(
-            url=server.url, app=app, server=server, core=core, runner=runner, cache=cache
+            url=server.url,
+            app=app,
+            server=server,
+            core=core,
+            runner=runner,
+            cache=cache,
+            events=events,
         )
     finally:
         await server.stop(runner, 0.0)

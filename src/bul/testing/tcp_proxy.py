@@ -38,7 +38,8 @@ class Faults:
     delay_s: of each byte; does not lower the rate. rate_bytes_per_s: of each connection.
     stalled: bytes wait and so does the end, until this is False again. cut_at and reset_at: this
     offset is not passed on; the connection ends with FIN or RST instead. flip_at: the lowest bit
-    of this byte is flipped. Offsets count from each connection's first byte.
+    of this byte is flipped. swallow: pieces are taken and never passed on, as they came.
+    Offsets count from each connection's first byte.
     """
 
     delay_s: float = 0.0
@@ -47,6 +48,7 @@ class Faults:
     cut_at: int | None = None
     reset_at: int | None = None
     flip_at: int | None = None
+    swallow: bool = False
 
 
 NO_FAULTS = Faults()
@@ -64,6 +66,8 @@ class FaultProxy:
         self.port = 0
         self.connections = 0
         """Accepted so far."""
+        self.swallowed = 0
+        """Pieces, in both directions."""
 
     @property
     def url(self) -> str:
@@ -228,6 +232,9 @@ class _Link:
                 writer.write_eof()
                 return
             faults = self._faults(to_client=to_client)
+            if faults.swallow:
+                self._proxy.swallowed += 1
+                continue
             await _send(writer, _spoil(faults, data, offset), faults.rate_bytes_per_s)
             offset += len(data)
             for end, reset in ((faults.cut_at, False), (faults.reset_at, True)):

@@ -89,7 +89,8 @@ async def silent(_request: bytes, _writer: asyncio.StreamWriter) -> None:
 class FakeUpstream:
     """Listens on a free port while entered. `behaviour` and `ready` may be changed at any time.
 
-    requests: the raw bytes of each request but those for /ready. hung_up: connections that the
+    requests: the raw bytes of each request but those for /ready and /cache/events, which is not
+    there unless `events` is set. hung_up: connections that the
     other side closed while an answer was under way.
     """
 
@@ -102,6 +103,7 @@ class FakeUpstream:
         port: int = 0,
     ) -> None:
         self.behaviour = behaviour
+        self.events = answering(b"", status=b"404 Not Found")
         self.ready = ready
         self.not_ready = not_ready
         self.port = port
@@ -161,6 +163,9 @@ class FakeUpstream:
             if request.startswith(b"GET /ready "):
                 status = b"200 OK" if self.ready else self.not_ready
                 await answering(b"", status=status)(request, writer)
+                continue
+            if request.startswith(b"GET /cache/events"):
+                await self.events(request, writer)
                 continue
             self.requests.append(request)
             self.in_flight += 1
