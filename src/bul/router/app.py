@@ -63,9 +63,9 @@ class Router:
         self.hedges = self.hedges_won = self.resumed = 0
         self.rates = Rates()
         self.first_bytes = FirstBytes(config.hedge_delay_min_s)
-        self.hedges_at_all = config.hedge_delay_min_s > 0
         self.stream_gaps = Percentile()
         """The longest gaps of all replicas' streams."""
+        self.hedges_at_all = config.hedge_delay_min_s > 0
         self.waiting = WaitingLine(config.queue_max, config.queue_deadline_s)
         self.more_metrics: Callable[[], str] = str
         """Of whoever runs this router, in Prometheus' text format; shown at /metrics too."""
@@ -140,10 +140,10 @@ class Router:
                 self._changed,
                 residency_tokens=self.config.residency_tokens,
                 in_flight_max=self.config.in_flight_max,
+                stream_gaps=self.stream_gaps,
             )
             for url in urls
         }
-                stream_gaps=self.stream_gaps,
         for url in self._replicas.keys() - wanted.keys():
             self._replicas[url].set_state(REMOVED)
             self._retire(self._probers.pop(url))
