@@ -11,6 +11,7 @@ import pytest
 
 from bul.cli.conversations import conversations
 from bul.cli.demo_report import Report, Restart, Turn, to_json
+from bul.testing.nginx import free_port
 from bul.testing.region_process import FREE_PORTS, bul_process
 
 KEYS = {
@@ -151,3 +152,41 @@ async def test_the_demo_on_the_real_model_gives_the_same_text_from_the_cache(
     rows = document["rows"]
     assert all(row["cached_tokens"] >= 896 for row in rows[1:])
     assert all(row["ttft_warm_ms"] < row["ttft_cold_ms"] for row in rows[1:])
+
+
+@pytest.mark.slow
+async def test_a_cold_replica_gets_kv_from_the_shared_cache(tmp_path: Path) -> None:
+    document = await demo(tmp_path, "--cold-replica", "--engine", "timed", environ=ALWAYS_LOAD)
+    assert set(document) >= KEYS
+    assert document["identical"] is True
+    assert document["turns_shared_900"] == 3
+    assert document["cold_replica"]["shared_hit_tokens"] >= 3 * 1152
+    assert document["cold_replica"]["disk_hit_tokens"] == 0
+    assert not list((tmp_path / ".bul").glob("cold-replica-*"))
+
+
+@pytest.mark.slow
+async def test_without_the_shared_cache_a_cold_replica_has_nothing(tmp_path: Path) -> None:
+    """The control: an address where nobody answers."""
+    changes = ALWAYS_LOAD | {"BUL_CACHE_SHARED_URL": f"redis://127.0.0.1:{free_port()}"}
+    document = await demo(tmp_path, "--cold-replica", "--engine", "timed", environ=changes)
+    assert document["identical"] is True
+    assert document["cold_replica"]["shared_hit_tokens"] == 0
+    assert [row["cached_tokens"] for row in document["rows"] if row["after_restart"]] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "flags", [("--restart", "--cold-replica"), ("--at", "http://127.0.0.1:1")], ids=" ".join
+)
+async def test_flags_that_mean_nothing_together_are_refused(
+    tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    async with bul_process(["demo", *flags], tmp_path, AT_ONCE) as process:
+        assert await process.ended() == 2
+
+
+@pytest.mark.nightly
+async def test_on_the_real_model_a_cold_replica_is_warm_through_valkey(tmp_path: Path) -> None:
+    document = await demo(tmp_path, "--cold-replica", "--conversations", "1")
+    assert document["identical"] is True
+    assert document["cold_replica"]["warm_over_cold"] <= 0.25

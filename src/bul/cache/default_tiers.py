@@ -25,11 +25,17 @@ NO_IDENTITY = bytes(32)
 def default_tiers(
     config: KVCacheConfig, identity: Identity | bytes | None, clock: Clock
 ) -> tuple[Tier, ...]:
-    """The disk tier if `enable_persistence`, else nothing."""
-    if not config.enable_persistence:
-        return ()
-    from bul.cache.tiers.disk.tier import open_disk_tier  # noqa: PLC0415 - lmdb only if wanted
+    """The disk tier if `enable_persistence`, the shared one if `shared_url`."""
+    tiers: list[Tier] = []
+    identity = identity or NO_IDENTITY
+    if config.enable_persistence:
+        from bul.cache.tiers.disk.tier import open_disk_tier  # noqa: PLC0415 - only if wanted
 
-    folder = config.persistence_dir or FOLDER_DEFAULT
-    config = dataclasses.replace(config, persistence_dir=folder)
-    return (open_disk_tier(config, identity or NO_IDENTITY, clock=clock),)
+        folder = config.persistence_dir or FOLDER_DEFAULT
+        named = dataclasses.replace(config, persistence_dir=folder)
+        tiers.append(open_disk_tier(named, identity, clock=clock))
+    if config.shared_url:
+        from bul.cache.tiers.shared import open_shared_tier  # noqa: PLC0415 - redis only if wanted
+
+        tiers.append(open_shared_tier(config, identity, clock=clock))
+    return tuple(tiers)

@@ -10,6 +10,8 @@ from bul.cli.options import load as load_settings
 from bul.cli.up import region_settings
 
 if typing.TYPE_CHECKING:
+    from pathlib import Path
+
     from bul.cli.demo_report import Report
     from bul.cli.events import EventLog
     from bul.cli.region import Region
@@ -35,19 +37,41 @@ DEADLINE_S = 600.0
     is_flag=True,
     help="Then kill -9 every replica and ask again: KV comes from disk.",
 )
+@click.option(
+    "--cold-replica",
+    is_flag=True,
+    help="Play on one replica, ask another one that starts with nothing: KV comes from Valkey.",
+)
+@click.option(
+    "--at",
+    "urls",
+    multiple=True,
+    help="Twice, with --cold-replica: replicas that run elsewhere, the second one fresh.",
+)
 @click.pass_context
 def command(
-    context: click.Context, /, *, as_json: bool, conversations: int, restart: bool, **values: object
+    context: click.Context,
+    /,
+    *,
+    as_json: bool,
+    conversations: int,
+    restart: bool,
+    cold_replica: bool,
+    urls: tuple[str, ...],
+    **values: object,
 ) -> None:
     """Play three real conversations of three turns, each turn with the cache on and off.
 
     Takes 2 to 4 minutes on 2 cores. Exit code 1 if any text differs from the one without cache.
 
     With --restart the figures are those after the restart; "before_restart" has the others.
+    With --cold-replica they are those of the second replica, "first_replica" has the others.
 
     Example: bul demo --json
 
     Example: bul demo --restart
+
+    Example: bul demo --cold-replica
     """
     import asyncio
     import sys
@@ -58,11 +82,23 @@ def command(
     from bul.cli.events import EventLog
 
     settings = load_settings(values)
+    _check(restart=restart, cold_replica=cold_replica, urls=urls)
     if restart:
         settings = _with_persistence(settings)
+    if cold_replica and not urls:
+        settings = _with_shared(settings)
     events = EventLog("text", sys.stderr)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
-        report = loop.run(_demo(settings, events, conversations, restart=restart))
+        report = loop.run(
+            _demo(
+                settings,
+                events,
+                conversations,
+                restart=restart,
+                cold_replica=cold_replica,
+                urls=urls,
+            )
+        )
     if report is None:
         raise click.exceptions.Abort
     if as_json:
@@ -87,13 +123,36 @@ def _with_persistence(settings: Settings) -> Settings:
     return dataclasses.replace(settings, cache=cache, origins=origins)
 
 
+def _check(*, restart: bool, cold_replica: bool, urls: tuple[str, ...]) -> None:
+    if restart and cold_replica:
+        raise click.UsageError("--restart and --cold-replica are two demonstrations")
+    if urls and not (cold_replica and len(urls) == 2):
+        raise click.UsageError("--at is given twice, with --cold-replica")
+
+
+def _with_shared(settings: Settings) -> Settings:
+    """A Valkey of its own, unless one is named."""
+    import dataclasses
+
+    if settings.cache.shared_url:
+        return settings
+    return dataclasses.replace(settings, up=dataclasses.replace(settings.up, shared=True))
+
+
 async def _demo(
-    settings: Settings, events: EventLog, count: int, *, restart: bool
+    settings: Settings,
+    events: EventLog,
+    count: int,
+    *,
+    restart: bool,
+    cold_replica: bool,
+    urls: tuple[str, ...],
 ) -> Report | None:
     """The report, or None when somebody asked to stop. Raises BulError."""
     import asyncio
 
     from bul.cli.region import Region
+    from bul.cli.shared_server import shared_cache
     from bul.cli.signals import StopSignals
     from bul.cli.state_folder import state_folder
     from bul.cli.up import ensure_model
@@ -103,23 +162,37 @@ async def _demo(
         hint = "start it in a folder without one, or name another file with --config"
         raise ConfigError("bul demo asks without an API key, but [keys] demands one", hint=hint)
     reports: list[Report] = []
+    regions: list[Region] = []
 
-    async def run(region: Region) -> None:
-        await region.start()
-        await region.wait_ready()
+    async def run(settings: Settings, folder: Path) -> None:
         async with asyncio.timeout(DEADLINE_S):
-            reports.append(await _play(region, settings, count, restart=restart))
+            if cold_replica:
+                from bul.cli.demo_cold_replica import cold_replica as ask_another
+
+                reports.append(await ask_another(settings, events, count, folder=folder, urls=urls))
+                return
+            regions.append(Region(settings, events, folder))
+            await regions[0].start()
+            await regions[0].wait_ready()
+            reports.append(await _play(regions[0], settings, count, restart=restart))
+
+    def kill() -> None:
+        for region in regions:
+            region.kill()
 
     with state_folder(settings.up.state_dir) as folder:
         ensure_model(settings, events)
-        region = Region(settings, events, folder)
-        with StopSignals(on_second=region.kill) as stop:
+        with (
+            shared_cache(settings, folder, events) as with_shared,
+            StopSignals(on_second=kill) as stop,
+        ):
             try:
-                await stop.race(run(region))
+                await stop.race(run(with_shared, folder))
             except TimeoutError:
                 raise BulError(f"the demo took longer than {DEADLINE_S:.0f} s") from None
             finally:
-                await region.close()
+                for region in regions:
+                    await region.close()
     return reports[0] if reports else None
 
 

@@ -1,7 +1,7 @@
 """What `bul demo` says: one row per turn, and the figures of the turns that share 900 tokens.
 
-Refuses to compare different turns: cold and warm are medians over the same ones. After a restart
-the headline is what was measured after it; what was measured before has keys of its own.
+Refuses to compare different turns: cold and warm are medians over the same ones. After a restart,
+or on a cold replica, the headline is what was measured then; what was before has keys of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["SHARED_TOKENS_MIN", "Report", "Restart", "Turn", "print_table", "to_json"]
+__all__ = [
+    "SHARED_TOKENS_MIN",
+    "ColdReplica",
+    "Report",
+    "Restart",
+    "Turn",
+    "print_table",
+    "to_json",
+]
 
 SHARED_TOKENS_MIN = 900
 
@@ -22,7 +30,7 @@ SHARED_TOKENS_MIN = 900
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
     """shared_tokens: of the previous turn's prompt, all of which this prompt begins with; after a
-    restart, of this very prompt, which was asked before it.
+    restart, or on a cold replica, of this very prompt, which was asked before.
 
     cached_tokens: how many of them came from the cache. ttft_*_ms: with and without the cache.
     """
@@ -50,6 +58,17 @@ class Restart:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ColdReplica:
+    """Another replica was asked. blocks_at_start: in its RAM and on its disk. *_hit_tokens: loaded
+    by it since, from the shared cache and from its own disk.
+    """
+
+    blocks_at_start: int
+    shared_hit_tokens: int
+    disk_hit_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """Everything that was measured."""
 
@@ -59,6 +78,7 @@ class Report:
     turns: tuple[Turn, ...]
     seconds: float
     restart: Restart | None = None
+    cold_replica: ColdReplica | None = None
 
     @property
     def identical(self) -> bool:
@@ -66,12 +86,12 @@ class Report:
 
     @property
     def shared(self) -> tuple[Turn, ...]:
-        """The turns that share enough to be compared; after a restart, those after it."""
-        return self._shared(after_restart=self.restart is not None)
+        """The turns that share enough to be compared; those that were asked again, if any were."""
+        return self._shared(after_restart=bool(self.restart or self.cold_replica))
 
     @property
     def shared_before(self) -> tuple[Turn, ...]:
-        """Those before the restart."""
+        """Those before the restart, or of the first replica."""
         return self._shared(after_restart=False)
 
     def _shared(self, *, after_restart: bool) -> tuple[Turn, ...]:
@@ -119,18 +139,22 @@ def to_json(report: Report) -> bytes:
         "seconds": round(report.seconds, 1),
         "rows": rows,
     }
-    return msgspec.json.encode(document | _restart_keys(report))
+    return msgspec.json.encode(document | _again_keys(report))
 
 
-def _restart_keys(report: Report) -> dict[str, object]:
-    if report.restart is None:
+def _again_keys(report: Report) -> dict[str, object]:
+    facts: Restart | ColdReplica | None = report.restart
+    name, before_name = "restart", "before_restart"
+    if report.cold_replica is not None:
+        facts, name, before_name = report.cold_replica, "cold_replica", "first_replica"
+    if facts is None:
         return {}
     cold, warm = report.ttft_cold_ms_p50, report.ttft_warm_ms_p50
     ratio = None if cold is None or warm is None else round(warm / cold, 4)
     before = report.shared_before
     return {
-        "restart": dataclasses.asdict(report.restart) | {"warm_over_cold": ratio},
-        "before_restart": {
+        name: dataclasses.asdict(facts) | {"warm_over_cold": ratio},
+        before_name: {
             "ttft_cold_ms_p50": cold_p50(before),
             "ttft_warm_ms_p50": warm_p50(before),
             "turns_shared_900": len(before),
@@ -173,6 +197,11 @@ def _summary(report: Report) -> str:
         killed = (
             f"after kill -9 of {restart.replicas_killed} replicas (back in {restart.back_s:.1f} s) "
             f"{restart.disk_hit_tokens} tokens came from disk; "
+        )
+    if report.cold_replica is not None:
+        killed = (
+            "on a replica that started with nothing "
+            f"{report.cold_replica.shared_hit_tokens} tokens came from the shared cache; "
         )
     return (
         f"{same}; {killed}{len(report.shared)} turns share {SHARED_TOKENS_MIN} tokens or more: "

@@ -39,6 +39,7 @@ __all__ = ["command", "make_core"]
 @setting("cache.disk_bytes_max", "--disk-bytes-max", help="Of the folder, all replicas together.")
 @setting("cache.fsync", "--fsync", help="none, interval or always.")
 @setting("cache.cache_generated", "--cache-generated")
+@setting("cache.shared_url", "--shared-url", help="A Valkey or Redis that hosts share KV through.")
 @setting("timed.prefill_tokens_per_s", "--prefill-tokens-per-s")
 @setting("timed.decode_tokens_per_s", "--decode-tokens-per-s")
 @setting("timed.block_bytes", "--block-bytes")

@@ -49,6 +49,13 @@ def region_settings(command: typing.Callable[..., typing.Any]) -> typing.Callabl
             "--disk-bytes-max",
             help="Its size; the smaller of 4 GiB and 10 % of the free space if left out.",
         ),
+        setting("up.shared", "--shared", help="Start a Valkey that replicas share KV through."),
+        setting("up.shared_bytes_max", "--shared-bytes-max", help="Its memory; 1 GiB."),
+        setting(
+            "cache.shared_url",
+            "--shared-url",
+            help="Your Valkey or Redis: redis://, rediss://, unix://, redis+cluster://, ...",
+        ),
     ]
     return _with_flags(command, flags)
 
@@ -98,13 +105,17 @@ def command(**values: object) -> None:
     import uvloop
 
     from bul.cli.events import EventLog
+    from bul.cli.shared_server import shared_cache
     from bul.cli.state_folder import state_folder
 
     settings = load_settings(values)
     events = EventLog(settings.up.log_format)
     with state_folder(settings.up.state_dir) as folder:
         ensure_model(settings, events)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
+        with (
+            shared_cache(settings, folder, events) as settings,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop,
+        ):
             from bul.cli.region import Region
 
             loop.run(_up(lambda: Region(settings, events, folder), settings, events))
