@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from bul.accounts.keys import hash_key
 from bul.cli.main import main
-from bul.service.auth import hash_key
 from bul.testing.replica import running_replica
 
 PROMPT = "word" * 200

@@ -9,11 +9,11 @@ import httpx
 import msgspec
 import pytest
 
+from bul.accounts.keys import hash_key
 from bul.cache.tiers.disk.tier import DiskTier
 from bul.config import ServeConfig, TimedConfig
 from bul.inference.timed import TimedCore
 from bul.planner.alerts import ALERTS, RECORDED
-from bul.service.auth import hash_key
 from bul.testing.prometheus import (
     promtool,
     running_alertmanager,

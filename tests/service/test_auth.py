@@ -4,9 +4,10 @@ import itertools
 import httpx
 import pytest
 
+from bul.accounts.keys import hash_key, make_key
 from bul.config import ServeConfig
 from bul.errors import ConfigError
-from bul.service.auth import Gate, check_bind, hash_key, make_key, tenant_salt
+from bul.service.auth import Gate, check_bind, tenant_salt
 from bul.service.server import bind
 from bul.testing.replica import ReplicaUnderTest, running_replica
 

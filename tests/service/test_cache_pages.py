@@ -8,10 +8,10 @@ import json
 import httpx
 import pytest
 
+from bul.accounts.keys import hash_key
 from bul.cache.engine import UltraAdaptiveKVCacheEngine
 from bul.config import ServeConfig
 from bul.inference.timed import TimedCore
-from bul.service.auth import hash_key
 from bul.service.cache_pages import Explainer
 from bul.testing.replica import INSTANT, ReplicaUnderTest, running_replica
 from bul.testing.until import until

@@ -4,8 +4,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from bul.accounts.keys import hash_key
 from bul.metrics.snapshot import SIGNAL_NAMES
-from bul.service.auth import hash_key
 from bul.testing.replica import running_replica
 
 MODEL = "bul-timed"

@@ -8,10 +8,10 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from bul.accounts.keys import hash_key
 from bul.cache.tiers.disk.tier import DiskTier
 from bul.config import ServeConfig
 from bul.inference.timed import TimedCore
-from bul.service.auth import hash_key
 from bul.testing.replica import INSTANT, running_replica
 from bul.testing.waiting import eventually
 

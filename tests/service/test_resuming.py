@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from bul.accounts.keys import hash_key
 from bul.inference.resume import HEADER, OFFER, Sent, seal
-from bul.service.auth import hash_key
 from bul.testing.replica import ReplicaUnderTest, running_replica
 
 PATH = "/v1/chat/completions"

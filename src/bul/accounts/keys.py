@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 import secrets
 
+from bul.config import KEY_NAME
 from bul.errors import ConfigError
 
 __all__ = ["KEY_CHARS_MAX", "Key", "check_name", "hash_key", "make_key"]
 
 KEY_CHARS_MAX = 512
 KEY_PREFIX = "bul-"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +41,6 @@ def hash_key(key: str) -> str:
 
 def check_name(name: str) -> str:
     """The name, which is also the tenant's. Raises ConfigError."""
-    if not NAME.fullmatch(name):
+    if not KEY_NAME.fullmatch(name):
         raise ConfigError(f"key name {name!r} may hold letters, digits, . _ - (64 at most)")
     return name

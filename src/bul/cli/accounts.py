@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 from bul.cli.state_folder import DEFAULT_FOLDER
@@ -11,11 +13,52 @@ from bul.cli.state_folder import DEFAULT_FOLDER
 if typing.TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from bul.accounts.keeper import AccountsKeeper
+    from bul.accounts.ledger import Ledger
+    from bul.accounts.ring import KeyRing
     from bul.config import Settings
 
-__all__ = ["FILE_NAME", "open_accounts", "with_accounts"]
+__all__ = ["FILE_NAME", "Accounts", "kept_accounts", "open_accounts", "with_accounts"]
 
 FILE_NAME = "accounts.db"
+LOAD_S = 5.0
+"""A start waits so long for the database's keys; later they come in beside the requests."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Accounts:
+    """Of one process. keeper: None without a database: then nothing is billed."""
+
+    ring: KeyRing
+    ledger: Ledger
+    keeper: AccountsKeeper | None
+
+    def stats(self) -> typing.Mapping[str, float]:
+        """For the metrics; empty without a database."""
+        return self.keeper.stats() if self.keeper is not None else {}
+
+
+@contextlib.contextmanager
+def kept_accounts(settings: Settings) -> Iterator[Accounts]:
+    """Keys and ledger, kept up to date until the block ends; then what is left is written."""
+    from bul.accounts.keeper import AccountsKeeper
+    from bul.accounts.ledger import Ledger
+    from bul.accounts.ring import KeyRing
+    from bul.clock import SystemClock
+
+    url = settings.accounts.database_url
+    ring, ledger = KeyRing(settings.keys, has_database=bool(url)), Ledger()
+    if not url:
+        yield Accounts(ring=ring, ledger=ledger, keeper=None)
+        return
+    keeper = AccountsKeeper(
+        url, ring, ledger, clock=SystemClock(), interval_s=settings.accounts.interval_s
+    )
+    try:
+        keeper.wait_loaded(LOAD_S)
+        yield Accounts(ring=ring, ledger=ledger, keeper=keeper)
+    finally:
+        keeper.close()
 
 
 def open_accounts(settings: Settings) -> sa.Engine:

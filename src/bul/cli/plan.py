@@ -143,10 +143,11 @@ def _option(option: Option) -> dict[str, object]:
 def _write(out: pathlib.Path, plan: Plan, document: Mapping[str, object], autoscaler: str) -> None:
     import msgspec
 
+    from bul.accounts.keys import hash_key, make_key
     from bul.planner.page import render_page
     from bul.planner.readme import render_readme
     from bul.planner.render import Secrets, render_files
-    from bul.service.auth import OPERATOR, hash_key, make_key
+    from bul.service.auth import OPERATOR
 
     keys = {OPERATOR: make_key(), "client": make_key()}
     private = {f"{name}.key": f"{key}\n" for name, key in keys.items()}

@@ -11,7 +11,7 @@ import dataclasses
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bul.cli.control import Control
@@ -42,10 +42,18 @@ STOP_MARGIN_S = 5.0
 class Region:
     """Start it, wait until it is ready, close it. One event loop, on the main thread.
 
-    events gets a line per event. folder: the locked state folder.
+    events gets a line per event. folder: the locked state folder. keys: those of the settings, and
+    of the database.
     """
 
-    def __init__(self, settings: Settings, events: EventLog, folder: Path) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        events: EventLog,
+        folder: Path,
+        keys: Mapping[str, str] | None = None,
+    ) -> None:
+        self._keys = settings.keys if keys is None else keys
         self._settings = settings = _with_resume_secret(settings)
         self._events = events
         self._changed = asyncio.Event()
@@ -191,7 +199,7 @@ class Region:
 
     async def _start_router(self) -> None:
         settings, port = self._settings, self._settings.route.port
-        self._router = make_router(settings)
+        self._router = make_router(settings, self._keys)
         try:
             await self._router.start()
         except ConfigError:
@@ -200,7 +208,7 @@ class Region:
             text = f"port {port} is taken: the router takes a free one"
             self._events.emit("router_port_taken", text, port=port)
             free = dataclasses.replace(settings.route, port=0)
-            self._router = make_router(dataclasses.replace(settings, route=free))
+            self._router = make_router(dataclasses.replace(settings, route=free), self._keys)
             await self._router.start()
 
     def _on_child(self, event: ChildEvent) -> None:

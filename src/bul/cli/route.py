@@ -54,6 +54,7 @@ def command(**values: object) -> None:
     """
     import uvloop
 
+    from bul.cli.accounts import kept_accounts
     from bul.cli.events import EventLog
     from bul.errors import ConfigError
 
@@ -61,12 +62,15 @@ def command(**values: object) -> None:
     if not settings.route.replicas:
         raise ConfigError("no replica is given", hint="--replica http://127.0.0.1:8002")
     _raise_file_limit()
-    router = make_router(settings)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with (
+        kept_accounts(settings) as accounts,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        router = make_router(settings, accounts.ring)
         runner.run(_route(router, EventLog(settings.up.log_format)))
 
 
-def make_router(settings: Settings) -> Router:
+def make_router(settings: Settings, keys: typing.Mapping[str, str] | None = None) -> Router:
     """A router for these settings, not started. Raises ConfigError for an open bind without a
     key. /replicas and /metrics add up all tenants, so only the operator's key opens them.
     """
@@ -74,8 +78,9 @@ def make_router(settings: Settings) -> Router:
     from bul.router.app import Router
     from bul.service.auth import Gate, check_bind
 
-    check_bind(settings.route.host, settings.keys)
-    gate = Gate(settings.keys)
+    keys = settings.keys if keys is None else keys
+    check_bind(settings.route.host, keys)
+    gate = Gate(keys)
 
     def may_see(headers: typing.Iterable[tuple[bytes, bytes]]) -> bool:
         tenant = gate.tenant_of(headers)
@@ -84,8 +89,8 @@ def make_router(settings: Settings) -> Router:
     router = Router(
         settings.route,
         gate=may_see,
-        text_secret=text_secret(settings.serve.cache_secret),
         resume_secret=settings.resume_secret,
+        text_secret=text_secret(settings.serve.cache_secret),
     )
     if settings.route.explain:
         router.judge.explain = _explain

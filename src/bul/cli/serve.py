@@ -12,6 +12,7 @@ from bul.cli.options import setting
 
 if typing.TYPE_CHECKING:
     from bul.cache.engine import UltraAdaptiveKVCacheEngine
+    from bul.cli.accounts import Accounts
     from bul.cli.events import EventLog
     from bul.config import KVCacheConfig, Settings
     from bul.inference.contract import ModelCore, Runner
@@ -66,6 +67,7 @@ def _serve_with(settings: Settings, accounts: Accounts) -> None:
     from bul.blocks.text_chain import text_secret
     from bul.cli.cache_engine import open_cache_engine
     from bul.cli.events import EventLog
+    from bul.clock import SystemClock
     from bul.inference.runner import BatchingRunner
     from bul.service.app import ReplicaApp
     from bul.service.cache_events import BlockEvents
@@ -73,13 +75,13 @@ def _serve_with(settings: Settings, accounts: Accounts) -> None:
 
     config = settings.serve
     events = EventLog(settings.up.log_format)
-    bound = bind(config, settings.keys)
+    bound = bind(config, accounts.ring)
     engines: list[UltraAdaptiveKVCacheEngine] = []
     told = BlockEvents(secret=text_secret(config.cache_secret))
     clock = SystemClock()
     app = ReplicaApp(
         config,
-        keys=settings.keys,
+        keys=accounts.ring,
         resume_secret=settings.resume_secret or "",
         cache=lambda: engines[0] if engines else None,
         events=told,

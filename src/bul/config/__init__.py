@@ -5,6 +5,7 @@ Open `sections.py` first: one dataclass per section of `bul.toml`; `load.py` rea
 
 from bul.config.accounts import AccountsConfig
 from bul.config.load import (
+    KEY_NAME,
     Origin,
     Settings,
     child_environment,
@@ -25,6 +26,7 @@ from bul.config.sections import (
 
 __all__ = [
     "EVICTION_POLICIES",
+    "KEY_NAME",
     "SCENARIOS",
     "AccountsConfig",
     "KVCacheConfig",

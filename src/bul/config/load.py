@@ -25,6 +25,7 @@ from bul.config.sections import KVCacheConfig, RouteConfig, ServeConfig, TimedCo
 from bul.errors import ConfigError
 
 __all__ = [
+    "KEY_NAME",
     "Origin",
     "Settings",
     "child_environment",

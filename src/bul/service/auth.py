@@ -10,32 +10,20 @@ import dataclasses
 import hashlib
 import hmac
 import ipaddress
-import secrets
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from bul.accounts.keys import KEY_CHARS_MAX
 from bul.errors import ConfigError
 
-__all__ = ["OPERATOR", "Gate", "check_bind", "hash_key", "make_key", "tenant_salt"]
+__all__ = ["OPERATOR", "Gate", "check_bind", "tenant_salt"]
 
 OPERATOR = "operator"
 """The key with this name may read /metrics and /signals, which add up all tenants."""
 
 TenantClass = Literal["anonymous", "keyed", "operator"]
 
-KEY_CHARS_MAX = 512
-KEY_PREFIX = "bul-"
 SALT_BYTES = 32
-
-
-def make_key() -> str:
-    """A new key with 256 bits of randomness."""
-    return KEY_PREFIX + secrets.token_urlsafe(32)
-
-
-def hash_key(key: str) -> str:
-    """What `[keys]` holds. A plain hash will do: the keys are random, not passwords."""
-    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def tenant_salt(cache_secret: str, tenant: str, *, share: bool = False) -> bytes:
@@ -98,8 +86,8 @@ def check_bind(host: str, keys: Mapping[str, str]) -> None:
         return
     raise ConfigError(
         f"host {host!r} can be reached from other machines, and no API key is set",
-        hint="make one with `bul keys create NAME` and put its line under [keys] in bul.toml, "
-        "or bind to 127.0.0.1",
+        hint="make one with `bul keys create NAME --toml` and put its line under [keys] in "
+        "bul.toml, name a database in accounts.database_url, or bind to 127.0.0.1",
     )
 
 
