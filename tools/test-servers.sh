@@ -116,6 +116,20 @@ ensure_compose() {
         { apt-get update -qq && apt-get install -y -qq --no-install-recommends docker-compose >/dev/null; }
 }
 
+# A container engine for the compose driver's tests; its image is made of this machine's own files.
+ensure_podman() {
+    command -v podman >/dev/null 2>&1 && command -v runc >/dev/null 2>&1 && return
+    local packages="podman runc iptables netavark aardvark-dns"
+    if [ "$(id -u)" != 0 ]; then
+        say "bul: podman is missing; install it with: sudo apt-get install $packages" >&2
+        return
+    fi
+    say "[servers] podman, with apt-get (10 s)"
+    # shellcheck disable=SC2086
+    apt-get install -y -qq --no-install-recommends $packages >/dev/null 2>&1 ||
+        { apt-get update -qq && apt-get install -y -qq --no-install-recommends $packages >/dev/null; }
+}
+
 # Makes the C library's calls fail in the disk tier's tests; loaded by path, by a test's child.
 ensure_libfiu() {
     [ -e $opt/libfiu/fiu/fiu_posix_preload.so ] && return
@@ -130,3 +144,4 @@ ensure_redis
 ensure_postgresql
 ensure_prometheus
 ensure_compose
+ensure_podman

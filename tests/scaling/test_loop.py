@@ -183,7 +183,7 @@ async def test_replicas_that_cannot_live_are_a_finding() -> None:
     bench.driver.states[2] = "failed"
     bench.source.values = {"utilization": 0.5}
     await bench.tick()
-    assert bench.scaler.finding == "cannot live: r2"
+    assert bench.scaler.finding == "r2: cannot live"
     assert bench.scaler.current_replicas == 3
 
 

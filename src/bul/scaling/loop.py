@@ -31,6 +31,7 @@ CALL_DEADLINE_S = 10.0
 ACT_DEADLINE_S = 60.0
 INTERVAL_S = 15.0
 STALE_S = 60.0
+FINDING_MAX = 500
 
 
 def _always(_: str) -> bool:
@@ -274,8 +275,8 @@ class IntelligentAutoScaler:
 
 
 def _failures(replicas: Sequence[Replica]) -> str:
-    failed = [replica.name for replica in replicas if replica.state == "failed"]
-    return f"cannot live: {', '.join(failed)}" if failed else ""
+    failed = [one for one in replicas if one.state == "failed"]
+    return "; ".join(f"{one.name}: {one.failure or 'cannot live'}" for one in failed)[:FINDING_MAX]
 
 
 def _said(error: BaseException | asyncio.Task[None]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from bul.clock import Clock
 from bul.errors import DriverError
-from bul.scaling.drivers.contract import Replica, ReplicaState
+from bul.scaling.drivers.contract import Admitted, Replica, ReplicaState, at_once
 from bul.scaling.signals import Signals
 from bul.testing.signals import signals_at
 
@@ -57,7 +57,15 @@ class FakeDriver:
         if fault == "fail_after":
             raise DriverError("started, then lost the answer")
 
+    async def replace(self, name: str, *, admitted: Admitted = at_once) -> Replica | None:
+        """Nothing to do: names are all that there is."""
+        await admitted(name)
+        return None
+
     async def close(self) -> None:
+        self.states = []
+
+    def kill(self) -> None:
         self.states = []
 
     def become_ready(self) -> None:

@@ -28,7 +28,7 @@ async def _serve(arguments: argparse.Namespace) -> int:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     else:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    server = await asyncio.start_server(_answer, "127.0.0.1", arguments.port)
+    server = await asyncio.start_server(_answer, arguments.host, arguments.port)
     port = server.sockets[0].getsockname()[1]
     if not arguments.never_ready:
         document = {"event": "ready", "url": f"http://127.0.0.1:{port}"}
@@ -44,6 +44,7 @@ async def _serve(arguments: argparse.Namespace) -> int:
 
 def _main() -> int:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--die-after", type=float, default=None)
     parser.add_argument("--exit-code", type=int, default=3)

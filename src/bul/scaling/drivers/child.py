@@ -92,7 +92,8 @@ class Child:
 
     @property
     def replica(self) -> Replica:
-        return Replica(name=self.name, url=self._url, state=self.state)
+        why = self.failure if self.state == "failed" else ""
+        return Replica(name=self.name, url=self._url, state=self.state, failure=why)
 
     @property
     def pid(self) -> int:

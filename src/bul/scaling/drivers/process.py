@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from bul.errors import DriverError
 from bul.scaling.drivers.child import Child, ChildEvent, ChildPlan
-from bul.scaling.drivers.contract import Replica
+from bul.scaling.drivers.contract import Admitted, Replica, at_once
 
 __all__ = ["ProcessDriver"]
 
 
 def _ignore(_: ChildEvent) -> None:
-    pass
-
-
-async def _at_once(_: str) -> None:
     pass
 
 
@@ -84,9 +80,7 @@ class ProcessDriver:
         for _ in range(replicas - len(staying)):
             await self._start()
 
-    async def replace(
-        self, name: str, *, admitted: Callable[[str], Awaitable[None]] = _at_once
-    ) -> Replica | None:
+    async def replace(self, name: str, *, admitted: Admitted = at_once) -> Replica | None:
         """Start a new replica, then drain this one; returns the new one when the old one is gone.
 
         One process more than `scale_to` asked for runs meanwhile: capacity never falls. admitted:
