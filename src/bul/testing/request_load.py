@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import types
+from collections.abc import Callable
 from typing import Any, Self
 
 import msgspec
@@ -27,11 +28,16 @@ PAUSE_AFTER_LOSS_S = 0.05
 """So that an outage is a handful of lost requests per second and client, not thousands."""
 
 
+def _question(number: int) -> str:
+    return f"Question {number % PROMPTS}, please?"
+
+
 class RequestLoad:
     """`clients` connections in a closed loop until the block ends.
 
     stream_every: every n-th request is a stream, 0 for none. keep: one connection per client
-    instead of one per request. pause_s: between an answer and the next request.
+    instead of one per request. pause_s: between an answer and the next request. question: the
+    text of the n-th request.
     """
 
     def __init__(
@@ -44,6 +50,7 @@ class RequestLoad:
         keep: bool = True,
         pause_s: float = 0.0,
         model: str = "bul-timed",
+        question: Callable[[int], str] = _question,
     ) -> None:
         host, _, port = url.removeprefix("http://").partition(":")
         self._where = host, int(port)
@@ -53,6 +60,7 @@ class RequestLoad:
         self._keep = keep
         self._pause_s = pause_s
         self._model = model
+        self._question = question
         self._numbers = itertools.count(1)
         self._stopping = False
         self._askers: list[asyncio.Task[None]] = []
@@ -61,6 +69,8 @@ class RequestLoad:
         self.lost: list[str] = []
         """One line for each lost request: what came instead of its answer."""
         self.latencies_s: list[float] = []
+        """Of the answered ones."""
+        self.prompt_tokens = self.cached_tokens = 0
         """Of the answered ones."""
 
     @property
@@ -137,7 +147,9 @@ class RequestLoad:
             answer = msgspec.json.decode(body, type=dict[str, Any])
             self._judge(answer["usage"])
 
-    def _judge(self, usage: dict[str, int]) -> None:
+    def _judge(self, usage: dict[str, Any]) -> None:
+        self.prompt_tokens += usage["prompt_tokens"]
+        self.cached_tokens += usage["prompt_tokens_details"]["cached_tokens"]
         if usage["completion_tokens"] != self._max_tokens:
             raise ValueError(f"{usage['completion_tokens']} of {self._max_tokens} tokens came")
 
@@ -153,7 +165,7 @@ class RequestLoad:
     def _body(self, number: int, *, stream: bool) -> bytes:
         document: dict[str, object] = {
             "model": self._model,
-            "messages": [{"role": "user", "content": f"Question {number % PROMPTS}, please?"}],
+            "messages": [{"role": "user", "content": self._question(number)}],
             "max_tokens": self._max_tokens,
             "temperature": 0,
         }
