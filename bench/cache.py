@@ -44,13 +44,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _cache_compression import compression_rows
 from _cache_large import large_rows
 from _cache_prefetch import match_rows, prefetch_rows
+from _cache_resident import SIZES as SIZES_RESIDENT
+from _cache_resident import resident_rows
 from _cache_return import return_rows
 from _cache_stores import STORES, Store
 from xxhash import xxh3_128_digest
 
 SIZES = {"64 kB": 64 << 10, "370 kB": 370 << 10, "3 MB": 3 << 20}
 BATCH = 32
-PARTS = ["tiers", "prefetch", "compression", "return", "match"]
+PARTS = ["tiers", "prefetch", "compression", "return", "match", "resident"]
 TOTAL_BYTES = 256 << 20
 ALWAYS_TOTAL_BYTES = 24 << 20
 Row = dict[str, Any]
@@ -239,6 +241,8 @@ def main() -> None:
                 rows += return_rows(folder)
             if given.only in (None, "match"):
                 rows += match_rows(100_000 if given.quick else 1_000_000)
+            if given.only in (None, "resident"):
+                rows += resident_rows((20_000,) if given.quick else SIZES_RESIDENT)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     show(rows)

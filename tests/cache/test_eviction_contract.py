@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 
 import pytest
@@ -157,6 +158,56 @@ def test_a_cache_as_large_as_the_footprint_never_evicts(name: str) -> None:
     paths = _tree_paths(seed=3, requests=200)
     footprint = len({key for path in paths for key in path})
     assert not any(_play(make_policy(name, footprint), paths))
+
+
+@pytest.mark.parametrize("name", POLICY_NAMES)
+def test_what_nobody_asked_for_comes_in_only_where_there_is_room(name: str) -> None:
+    policy = make_policy(name, 6)
+    policy.access(Access(path=["a", "b"], now_s=0.0))
+    assert policy.access(Access(path=["x", "y", "z"], now_s=1.0, speculative=True)) == []
+    assert policy.access(Access(path=["a", "b", "c", "d"], now_s=2.0, speculative=True)) == ["d"]
+    assert policy.match(["a", "b", "c"]) == 3
+    assert policy.match(["x", "y", "z"]) == 3
+    assert policy.access(Access(path=["q"], now_s=3.0, speculative=True)) == ["q"]
+
+
+@pytest.mark.parametrize("name", ["lru", "adaptive", "arc"])
+def test_what_nobody_asked_for_goes_before_what_was_used_and_the_last_of_it_first(
+    name: str,
+) -> None:
+    policy = make_policy(name, 3)
+    policy.access(Access(path=["used"], now_s=0.0))
+    for key in ("wanted", "wanted less"):
+        policy.access(Access(path=[key], now_s=1.0, speculative=True))
+    assert policy.access(Access(path=["new"], now_s=2.0)) == ["wanted less"]
+    assert policy.access(Access(path=["newer"], now_s=3.0)) == ["wanted"]
+
+
+def _counts(policy: EvictionPolicy) -> list[int]:
+    return [node.count for node in policy._nodes.values()]  # type: ignore[attr-defined]  # inside
+
+
+@pytest.mark.parametrize("name", ["adaptive", "lfu", "s3fifo", "lecar"])
+def test_a_request_that_comes_in_several_calls_is_one_use(name: str) -> None:
+    path = [(number,) for number in range(6)]
+    whole, parts, control = (make_policy(name, 20) for _ in range(3))
+    for now_s in (0.0, 60.0):
+        whole.access(Access(path=path, now_s=now_s))
+        for done in (0, 2, 4):
+            parts.access(Access(path=path[: done + 2], now_s=now_s, touched=done))
+            control.access(Access(path=path[: done + 2], now_s=now_s))
+    assert _counts(parts) == _counts(whole)
+    assert _counts(control) != _counts(whole)
+
+
+@pytest.mark.parametrize("name", POLICY_NAMES)
+def test_the_garbage_collector_has_nothing_to_do_with_blocks(name: str) -> None:
+    policy = make_policy(name, 500)
+    for chat in range(200):
+        policy.access(Access(path=list(range(chat * 10, chat * 10 + 8)), now_s=float(chat)))
+    assert not gc.is_tracked(policy._nodes)  # type: ignore[attr-defined]  # inside
+    assert not any(gc.is_tracked(node) for node in policy._nodes.values())  # type: ignore[attr-defined]  # inside
+    assert gc.is_tracked({"a dict of a list": []})
 
 
 @pytest.mark.parametrize("name", POLICY_NAMES)

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
 from bul.cache.eviction.adaptive import Adaptive
+from bul.cache.eviction.adaptive_request import RequestMemory
 from bul.cache.eviction.contract import Access
 from bul.cache.learner import Learner
 
 
-def test_a_long_lesson_holds_nobody_up_and_further_ones_are_dropped() -> None:
+def wait_until(true: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + 10.0
+    while not true():
+        assert time.monotonic() < end_s
+        time.sleep(0.001)
+
+
+def test_while_one_lesson_runs_and_one_waits_further_ones_are_that_one() -> None:
     learner, begun, go_on = Learner(), threading.Event(), threading.Event()
 
     def long() -> None:
@@ -24,8 +33,8 @@ def test_a_long_lesson_holds_nobody_up_and_further_ones_are_dropped() -> None:
     ran: list[int] = []
     for number in range(5):
         learner.submit(lambda number=number: ran.append(number))  # type: ignore[misc]  # bound now
-    assert learner.dropped_total == 4
     go_on.set()
+    wait_until(lambda: learner.lessons_total == 2)
     learner.close()
     assert ran == [0]
 
@@ -39,8 +48,7 @@ def test_a_lesson_that_raises_is_counted_and_the_next_one_runs(
         raise ValueError
 
     learner.submit(bad)
-    while not learner.failed_total:
-        threading.Event().wait(0.001)
+    wait_until(lambda: learner.failed_total == 1)
     learner.submit(done.set)
     assert done.wait(10.0)
     learner.close()
@@ -49,30 +57,74 @@ def test_a_lesson_that_raises_is_counted_and_the_next_one_runs(
     assert "lesson raised" in caplog.text
 
 
-def test_the_adaptive_policy_runs_no_lesson_of_its_own_once_it_has_a_teacher() -> None:
-    lessons: list[Callable[[], None]] = []
-    policy = Adaptive(50)
-    policy.learn_with(lessons.append)
-    for number in range(200):
-        policy.access(Access(path=[number, (number, 1)], now_s=float(number)))
-    assert len(lessons) > 3
-    assert not policy._model.ready  # asked for is not learned: it still evicts as LRU
-    before = policy._model._rates._log_hazards.copy()
-    for lesson in lessons:
-        lesson()
-    assert policy._model.ready
-    assert (policy._model._rates._log_hazards != before).any()
-
-
-def test_lessons_in_another_thread_disturb_no_request() -> None:
+def test_a_learner_that_fell_asleep_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bul.cache.learner.IDLE_S", 0.0)
     learner = Learner()
-    policy = Adaptive(300)
-    policy.learn_with(learner.submit)
-    for number in range(3000):
+    learner.submit(lambda: None)
+    wait_until(lambda: learner._asleep)
+    done = threading.Event()
+    learner.submit(done.set)
+    assert done.wait(10.0)
+    wait_until(lambda: learner._asleep)
+    learner.close()
+
+
+def _talk(policy: Adaptive, requests: int) -> None:
+    for number in range(requests):
         talk = number % 40
         path = [(talk, turn) for turn in range(number // 400 + 3)]
         policy.access(Access(path=path, now_s=number * 0.05))
         policy.finish(path, number % 90)
+
+
+def test_with_a_teacher_a_request_computes_nothing_itself() -> None:
+    lessons: list[Callable[[], None]] = []
+    policy, control = Adaptive(50), Adaptive(50)
+    policy.learn_with(lessons.append)
+    for one in (policy, control):
+        _talk(one, 400)
+    assert control._model.ready
+    assert control._model._net._steps > 50  # without a teacher all that has happened
+    assert len(policy._model.log) == policy._model._net._steps == 0
+    assert not policy._model.ready  # asked for is not learned: it still evicts as LRU
+    before = policy._model._rates._log_hazards.copy()
+    lessons[-1]()
+    assert policy._model.ready
+    assert (policy._model._rates._log_hazards != before).any()
+
+
+def test_a_request_without_a_curve_of_its_own_is_judged_by_its_kind_and_gets_one_later() -> None:
+    lessons: list[Callable[[], None]] = []
+    policy = Adaptive(50)
+    policy.learn_with(lessons.append)
+    _talk(policy, 400)
+    lessons[-1]()
+    model = policy._model
+    late = RequestMemory(401, 20.0, 3, residents=3, touches=0b1)
+    model.arrived(late, 20.0)
+    assert late.curves == b""
+    borrowed = model.index(late, 0, 5.0)
+    assert borrowed > 0.0
+    lessons[-1]()
+    assert len(late.curves) == 1 + 4 * 41
+    assert model.index(late, 0, 5.0) > 0.0
+    late.touches |= 0b10  # a later part of the request: these curves do not have that class yet
+    assert model.index(late, 1, 5.0) > 0.0
+
+
+def test_curves_are_replaced_while_they_are_read_and_never_changed() -> None:
+    learner, policy = Learner(), Adaptive(300)
+    policy.learn_with(learner.submit)
+    held: dict[int, tuple[bytes, bytes]] = {}
+    for number in range(6000):
+        path = [(number % 40, turn) for turn in range(number // 400 + 3)]
+        policy.access(Access(path=path, now_s=number * 0.05))
+        policy.finish(path, number % 90)
+        node = policy._nodes.get(path[0])
+        curves = node.last.curves if node is not None else b""  # type: ignore[attr-defined]  # Adaptive's own
+        held.setdefault(id(curves), (curves, bytes(bytearray(curves))))
     learner.close()
     assert learner.failed_total == 0
+    assert learner.lessons_total > 0
     assert 0 < len(policy) <= 300
+    assert all(curves == copy for curves, copy in held.values())

@@ -278,7 +278,7 @@ class UltraAdaptiveKVCacheEngine:
             "claims_expired_total": flights.claims_expired_total,
             "loads_live": self._loads.live,
             "loads_timed_out_total": self._loads.timeouts_total,
-            "lessons_dropped_total": self._learner.dropped_total,
+            "lessons_total": self._learner.lessons_total,
             "lessons_failed_total": self._learner.failed_total,
             "prefill_tokens_per_s": self._prefill.tokens_per_s or 0.0,
         }

@@ -18,15 +18,23 @@ last, what does that request look like, and how did blocks of such requests fare
 4. A block's index is the best of P(reuse before T) / E[time held until then] over all T
    (`adaptive_ages.py`), times a weight for depth: a token at depth 30,500 costs twice the prefill
    of the first one. DEPTH_EXPONENT 0 would count tokens alike, 1 seconds of prefill.
-5. To evict, SAMPLE_LEAVES leaves are drawn and the lowest index goes, tail first; then its parent,
-   as long as that is not worth more. New blocks compete like all others: that is admission.
+5. To evict, SAMPLE_LEAVES leaves are drawn and compared with the POOL_LEAVES that came nearest to
+   going last time; the lowest index goes, tail first, then its parent, as long as that is not worth
+   more. New blocks compete like all others: that is admission.
 
 Worked number: in moon_conv 31 % of first turns go on, half of those within 102 s, but 75 % of the
 turns after the fifth, half within 117 s. With 8,544 blocks (5 %) LRU holds both for about three
 minutes. Here the worse half of the first turns leaves room for the others: token hit ratio 0.231
 against 0.198.
 
-Cost: about 0.3 ms a request and 7 us a block, at most 20 training steps a second.
+What learns and what is asked are apart (`adaptive_model.py`): a request only notes what happened
+and reads curves that are there, in about 0.1 ms (LRU 0.05); what takes longer runs in a thread of
+its own in the engine, at once in a replay. It is the same code, with the same decisions if the
+thread keeps up.
+
+The constants, here and in the parts, were chosen on the four traces of ../shared/data at 1, 5 and
+10 % of their blocks: what they gain there is in-sample (docs/reference/eviction.md).
+
 Bounded: RECORDS_MAX records, remembered blocks at most GHOSTS_PER_BLOCK x capacity +
 GHOSTS_MIN. Nothing here is kept over a restart.
 """
@@ -34,33 +42,32 @@ GHOSTS_MIN. Nothing here is kept over a restart.
 from __future__ import annotations
 
 import collections
-import math
 import random
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
+from bul.cache.eviction.adaptive_ghosts import Ghosts
 from bul.cache.eviction.adaptive_guard import Guard, LruShadow
 from bul.cache.eviction.adaptive_model import ReuseModel
-from bul.cache.eviction.adaptive_request import RequestMemory, touch_class
+from bul.cache.eviction.adaptive_request import RequestMemory, tenant_class, touch_class
 from bul.cache.eviction.contract import Access
 from bul.cache.eviction.tree import Node, TreePolicy
 
 __all__ = ["Adaptive"]
 
-SAMPLE_LEAVES = 64
+SAMPLE_LEAVES = 24
+POOL_LEAVES = 16
 GHOSTS_PER_BLOCK = 1
 GHOSTS_MIN = 65_536
 UNFINISHED_MAX = 4096
 DEPTH_EXPONENT = 0.2
 DEPTH_DOUBLING_TOKENS = 30_500.0
 
-_Memory = tuple[RequestMemory, int]
-"""Of a block: its last request and its touches."""
+_Run = tuple[RequestMemory, int, int]
+"""Blocks [begin, end) of a path that have one last request."""
 
 
-class _Block(Node):
-    """A resident block: `count` touches, `stamp` its depth, `ticket` 1 while listed as a leaf."""
-
-    __slots__ = ("last",)
+class _Block(Node, gc=False, eq=False, kw_only=True):
+    """A resident block: `count` touches, `stamp` its depth, `ticket` its place in `_leaves` + 1."""
 
     last: RequestMemory
 
@@ -85,8 +92,9 @@ class Adaptive(TreePolicy):
         self._model = ReuseModel(seed)
         self._guard = Guard()
         self._shadow = LruShadow(capacity)
-        self._leaves: list[_Block] = []
-        self._ghosts: collections.OrderedDict[Hashable, _Memory] = collections.OrderedDict()
+        self._leaves: list[_Block] = []  # all that may go, in no order
+        self._pool: list[_Block] = []  # those that came nearest to going
+        self._ghosts = Ghosts()
         self._unfinished: collections.OrderedDict[Hashable, RequestMemory] = (
             collections.OrderedDict()
         )
@@ -96,20 +104,22 @@ class Adaptive(TreePolicy):
 
     def access(self, access: Access) -> list[Hashable]:
         """Touch the resident prefix and insert the rest; returns the keys that left."""
-        self._tick += 1
         self._now_s = max(self._now_s, access.now_s)
         path = access.path
         if not path:
             return []
         self._weigh_depths(len(path), access.block_tokens)
-        resident, memories = self._recall(path)
-        request = RequestMemory(self._tick, self._now_s, len(path), access.tenant)
-        request.follows(memories[-1][0] if memories else None, len(memories))
-        self._compare_with_lru(memories, len(resident), request)
-        admitted = self._use(path, resident, memories, request)
-        self._trace(path[: len(admitted)], admitted, request)
+        if access.speculative:
+            return self._restore(path)
+        request, begin = self._requester(access)
+        resident, runs, known = self._recall(path, begin)
+        if runs or not begin:
+            request.follows(runs[-1][0] if runs else None, known)
+        self._compare_with_lru(runs, len(resident), request, begin)
+        blocks = self._use(path, begin, resident, runs, request)
+        self._trace(path, begin, blocks, request)
         self._expect_finish(path[-1], request)
-        gone = [key for key in path[len(admitted) :] if key not in self._nodes]
+        gone = [key for key in path[begin + len(blocks) :] if key not in self._nodes]
         self._shrink(gone)
         return gone
 
@@ -119,11 +129,15 @@ class Adaptive(TreePolicy):
             request = self._unfinished.pop(path[-1], None)
             if request is not None:
                 self._model.ended(request, output_tokens)
-                self._model.prepare(request)
 
     def learn_with(self, submit: Callable[[Callable[[], None]], None]) -> None:
         """Hand what is learned to `submit`; see the contract."""
         self._model.submit = submit
+
+    def hold(self, key: Hashable) -> None:
+        """A resident key is in use until as many `unhold`s came. KeyError if not resident."""
+        super().hold(key)
+        self._unlist(self._nodes[key])
 
     def resize(self, capacity: int) -> list[Hashable]:
         """Change the capacity; returns the keys that left."""
@@ -132,86 +146,111 @@ class Adaptive(TreePolicy):
 
     # one request
 
-    def _recall(self, path: Sequence[Hashable]) -> tuple[list[_Block], list[_Memory]]:
-        """The resident prefix, and what is remembered of the known prefix (at least as long)."""
-        nodes, ghosts = self._nodes, self._ghosts
-        resident: list[_Block] = []
-        memories: list[_Memory] = []
-        tip: Node | None = None
-        for key in path:
-            node = nodes.get(key)
-            if node is None or node.parent is not tip:
-                break
-            assert isinstance(node, _Block)
-            resident.append(node)
-            memories.append((node.last, node.count))
-            tip = node
-        for key in path[len(resident) :]:
-            memory = ghosts.get(key)
-            if memory is None:
-                break
-            memories.append(memory)
-        return resident, memories
+    def _requester(self, access: Access) -> tuple[RequestMemory, int]:
+        """Who asks, and how much of the path it has used before (it comes in several calls)."""
+        path, begin = access.path, access.touched
+        if begin and path[begin - 1] in self._nodes:
+            request = self._unfinished.pop(path[begin - 1], None)
+            if request is not None:
+                request.length = max(request.length, len(path))
+                return request, begin
+        self._tick += 1
+        tenant = tenant_class(access.tenant)
+        return RequestMemory(self._tick, self._now_s, len(path), tenant), 0
 
-    def _compare_with_lru(self, memories: list[_Memory], hits: int, request: RequestMemory) -> None:
-        shadow = self._shadow
-        shadow_hits = 0
-        for depth, (last, _) in enumerate(memories):
-            if not shadow.holds(last, depth):
+    def _recall(self, path: Sequence[Hashable], begin: int) -> tuple[list[_Block], list[_Run], int]:
+        """Of path[begin:] the resident prefix, who used what is known last, and where that ends."""
+        nodes, ghosts = self._nodes, self._ghosts.by_key
+        resident: list[_Block] = []
+        runs: list[_Run] = []
+        last: RequestMemory | None = None
+        parent = path[begin - 1] if begin else None
+        since = depth = begin
+        for key in path[begin:]:
+            node = nodes.get(key)
+            if node is None or node.parent != parent:
                 break
-            shadow_hits += 1
-        self._guard.judge(hits, shadow_hits, request.length)
-        for depth, (last, _) in enumerate(memories):
-            shadow.used(last, depth)
-        shadow.admit(request)
+            resident.append(node)  # type: ignore[arg-type]  # all nodes here are blocks
+            if node.last is not last:  # type: ignore[attr-defined]  # as above
+                if last is not None:
+                    runs.append((last, since, depth))
+                last, since = node.last, depth  # type: ignore[attr-defined]  # as above
+            parent = key
+            depth += 1
+        for key in path[depth:]:
+            ghost = ghosts.get(key)
+            if ghost is None:
+                break
+            if ghost.last is not last:
+                if last is not None:
+                    runs.append((last, since, depth))
+                last, since = ghost.last, depth
+            depth += 1
+        if last is not None:
+            runs.append((last, since, depth))
+        return resident, runs, depth
+
+    def _compare_with_lru(
+        self, runs: list[_Run], hits: int, request: RequestMemory, begin: int
+    ) -> None:
+        asked = request.length - begin
+        self._guard.judge(hits, self._shadow.use(runs), asked)
+        self._shadow.admit(request, asked)
 
     def _use(
         self,
         path: Sequence[Hashable],
+        begin: int,
         resident: list[_Block],
-        memories: list[_Memory],
+        runs: list[_Run],
         request: RequestMemory,
     ) -> list[_Block]:
-        """Make `request` the last user of its whole path; returns the blocks, root first."""
+        """Make `request` the last user of path[begin:]; returns the blocks, root first."""
+        nodes, ghosts = self._nodes, self._ghosts
+        remembered = ghosts.by_key
         for node in resident:
-            self._release(node.last)
             node.last = request
             node.count += 1
+        end = begin + len(resident)
+        for last, run_begin, run_end in runs:
+            self._release(last, min(run_end, end) - run_begin)
         blocks = resident
-        tip: _Block | None = blocks[-1] if blocks else None
-        for depth in range(len(resident), len(path)):
+        tip = nodes[path[end - 1]] if end else None
+        if tip is not None and end < len(path):
+            self._unlist(tip)
+        for depth in range(end, len(path)):
             key = path[depth]
-            if key in self._nodes:  # it hangs on another parent: no chain, no admission
+            if key in nodes:  # it hangs on another parent: no chain, no admission
                 break
-            tip = _Block(key, tip)
-            tip.last, tip.stamp = request, depth
-            tip.count = 1
-            if depth < len(memories):
-                tip.count += memories[depth][1]
-                del self._ghosts[key]
-            self._link(tip)
-            blocks.append(tip)
-        request.residents = len(blocks)
+            node = _Block(key, tip.key if tip is not None else None, last=request)
+            node.stamp = depth
+            node.count = 1 + ghosts.take(key) if key in remembered else 1
+            self._link(node, tip)
+            blocks.append(node)
+            tip = node
+        request.residents += len(blocks)
         if tip is not None:
             self._offer(tip)
         return blocks
 
     def _trace(
-        self, path: Sequence[Hashable], blocks: list[_Block], request: RequestMemory
+        self, path: Sequence[Hashable], begin: int, blocks: list[_Block], request: RequestMemory
     ) -> None:
         """Answer the records of the path and open one for each run of equal touches."""
         log, now_s = self._model.log, self._now_s
-        begin = 0
+        tracers = log.tracers
+        for block in blocks:
+            if block.key in tracers:
+                log.touched(block.key, now_s)
         classes = [touch_class(block.count) for block in blocks]
-        request.tail_touches = classes[-1] if classes else 0
-        for end, key in enumerate(path, start=1):
-            log.touched(key, now_s)
-            if end == len(path) or classes[end] != classes[begin]:
-                drawn = begin + int(self._random.random() * (end - begin))
-                log.trace(path[drawn], request, classes[begin], now_s)
-                begin = end
-        self._model.arrived(now_s)
-        self._model.prepare(request)
+        run = 0
+        for end in range(1, len(classes) + 1):
+            if end == len(classes) or classes[end] != classes[run]:
+                drawn = run + int(self._random.random() * (end - run))
+                log.trace(path[begin + drawn], request, classes[run], now_s)
+                request.touches |= 1 << classes[run]
+                run = end
+        self._model.arrived(request, now_s)
 
     def _expect_finish(self, last_key: Hashable, request: RequestMemory) -> None:
         self._unfinished[last_key] = request
@@ -225,6 +264,35 @@ class Adaptive(TreePolicy):
         for depth in range(len(self._depth_weights), length):
             cost = 1.0 + depth * block_tokens / DEPTH_DOUBLING_TOKENS
             self._depth_weights.append(cost**DEPTH_EXPONENT)
+
+    def _restore(self, path: Sequence[Hashable]) -> list[Hashable]:
+        """Insert what is missing while there is room, as its last request left it.
+
+        Of what nobody remembers (after a restart) the last request is one that came just now, once,
+        and is older than all others for LRU.
+        """
+        nodes = self._nodes
+        length = self.match(path)
+        tip = nodes[path[length - 1]] if length else None
+        if tip is not None and length < len(path):
+            self._unlist(tip)
+        self._speculated -= 1
+        stranger = RequestMemory(self._speculated, self._now_s, len(path), touches=1)
+        while length < len(path) and path[length] not in nodes and len(nodes) < self.capacity:
+            key = path[length]
+            ghost = self._ghosts.by_key.get(key)
+            last = ghost.last if ghost is not None else stranger
+            node = _Block(key, tip.key if tip is not None else None, last=last)
+            node.stamp = length
+            node.count = self._ghosts.take(key) if ghost is not None else 1
+            last.residents += 1
+            self._link(node, tip)
+            self._model.want(last)
+            tip = node
+            length += 1
+        if tip is not None:
+            self._offer(tip)
+        return [key for key in path[length:] if key not in nodes]
 
     # eviction
 
@@ -242,74 +310,73 @@ class Adaptive(TreePolicy):
             if victim is None:
                 break
             self._evict_upwards(victim, worth, gone)
-        self._tidy()
+        self._ghosts.trim(GHOSTS_PER_BLOCK * self.capacity + self._ghosts_min)
 
     def _pick(self) -> tuple[_Block | None, float]:
         """The least worthy of the sampled leaves, `None` if no leaf may go."""
-        leaves, draw = self._leaves, self._random.random
-        best: _Block | None = None
-        least = math.inf
-        if len(leaves) <= SAMPLE_LEAVES:
-            self._leaves = leaves = [leaf for leaf in leaves if self._listed(leaf)]
-            drawn = leaves
-        else:
-            drawn = []
-            while len(drawn) < SAMPLE_LEAVES and leaves:
-                place = int(draw() * len(leaves))
-                leaf = leaves[place]
-                if self._listed(leaf):
-                    drawn.append(leaf)
-                else:
-                    leaves[place] = leaves[-1]
-                    leaves.pop()
-        for leaf in drawn:
-            worth = self._worth(leaf)
-            if worth < least:
-                best, least = leaf, worth
-        return best, least
-
-    def _listed(self, leaf: _Block) -> bool:
-        """May `leaf` go? If not, it leaves the list; `_offer` lists it again when it may."""
-        if leaf.ticket and leaf.first_child is None and not leaf.holds:
-            return True
-        leaf.ticket = 0
-        return False
+        leaves, draw, worth_of = self._leaves, self._random.random, self._worth
+        count = len(leaves)
+        drawn: Iterable[_Block] = leaves
+        if count > SAMPLE_LEAVES + POOL_LEAVES:
+            drawn = dict.fromkeys(leaf for leaf in self._pool if leaf.ticket)
+            drawn |= dict.fromkeys(leaves[int(draw() * count)] for _ in range(SAMPLE_LEAVES))
+        ranked = [(worth_of(leaf), leaf.ticket, leaf) for leaf in drawn]
+        if not ranked:
+            return None, 0.0
+        ranked.sort()
+        self._pool = [leaf for _, _, leaf in ranked[1 : POOL_LEAVES + 1]]
+        return ranked[0][2], ranked[0][0]
 
     def _evict_upwards(self, block: _Block, worth: float, gone: list[Hashable]) -> None:
         """Evict a leaf, then its ancestors while they are leaves and worth no more."""
         while True:
-            parent = block.parent
+            above = block.parent
             self._detach(block)
             gone.append(block.key)
             self._forget(block, evicted=True)
-            if not isinstance(parent, _Block) or parent.first_child is not None or parent.holds:
+            if above is None:
                 return
-            if len(self._nodes) <= self.capacity or self._worth(parent) > worth:
+            parent = self._nodes[above]
+            assert isinstance(parent, _Block)
+            if parent.first_child is not None or parent.holds:
+                return
+            # Of one request and one touch class the shallower block is never worth more.
+            alike = parent.last is block.last and parent.count == block.count
+            if len(self._nodes) <= self.capacity or not (alike or self._worth(parent) <= worth):
                 self._offer(parent)
                 return
             block = parent
 
+    def _detach(self, node: Node) -> None:
+        self._unlist(node)
+        super()._detach(node)
+
     def _offer(self, node: Node) -> None:
+        """List `node` among those that may go, if it may."""
         assert isinstance(node, _Block)
         if node.first_child is None and not node.holds and not node.ticket:
-            node.ticket = 1
             self._leaves.append(node)
+            node.ticket = len(self._leaves)
+
+    def _unlist(self, node: Node) -> None:
+        """`node` may not go now, or is gone."""
+        place = node.ticket - 1
+        if place >= 0:
+            node.ticket = 0
+            other = self._leaves.pop()
+            if other is not node:
+                self._leaves[place] = other
+                other.ticket = place + 1
 
     def _forget(self, node: Node, *, evicted: bool) -> None:
         assert isinstance(node, _Block)
-        self._release(node.last)
+        self._release(node.last, 1)
         if evicted:
-            self._ghosts[node.key] = (node.last, node.count)
+            self._ghosts.add(node.key, node.last, node.count)
 
-    def _release(self, request: RequestMemory) -> None:
-        request.residents -= 1
-        if not request.residents:
-            request.curves = None
-
-    def _tidy(self) -> None:
-        """Keep what is remembered of absent blocks, and the list of leaves, within their limits."""
-        ghosts = self._ghosts
-        while len(ghosts) > GHOSTS_PER_BLOCK * self.capacity + self._ghosts_min:
-            ghosts.popitem(last=False)  # a plain dict would search its emptied front each time
-        if len(self._leaves) > 2 * len(self._nodes) + SAMPLE_LEAVES:
-            self._leaves = [leaf for leaf in self._leaves if self._listed(leaf)]
+    def _release(self, request: RequestMemory, blocks: int) -> None:
+        """`blocks` resident blocks of `request`, if that is more than none, are its no more."""
+        if blocks > 0:
+            request.residents -= blocks
+            if not request.residents:
+                request.curves = b""

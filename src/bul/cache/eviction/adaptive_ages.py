@@ -19,9 +19,10 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AGE_BINS", "Floats", "age_position", "bins_of_ages", "reuse_index"]
+__all__ = ["AGE_BINS", "AGE_FIRST_S", "Floats", "Ints", "bins_of_ages", "reuse_index"]
 
 Floats = npt.NDArray[np.float64]
+Floats32 = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 AGE_BINS = 40
@@ -35,28 +36,22 @@ _WIDTHS = np.diff(_EDGES)
 _LATER = np.triu(np.ones((AGE_BINS, AGE_BINS), dtype=bool))
 
 
-def age_position(age_s: float) -> float:
-    """Where `age_s` lies among the bins' edges, 0.0 up to AGE_BINS - 1, with its fraction."""
-    if age_s <= AGE_FIRST_S:
-        return 0.0
-    return min(2.0 * (math.log2(age_s) - _FIRST_LOG2), AGE_BINS - 1.0)
-
-
 def bins_of_ages(ages_s: Floats) -> Ints:
     """The bin of each age, shape kept."""
     position = 2.0 * (np.log2(np.maximum(ages_s, 1e-9)) - _FIRST_LOG2)
     return np.clip(np.floor(position), 0, AGE_BINS - 1).astype(np.int64)
 
 
-def reuse_index(hazards: Floats) -> Floats:
+def reuse_index(hazards: Floats) -> Floats32:
     """Hits per block and second at the start of each bin; hazards [rows, AGE_BINS] in [0, 1)."""
     rows = len(hazards)
     alive = np.ones((rows, AGE_BINS + 1))
     np.cumprod(1.0 - hazards, axis=1, out=alive[:, 1:])
     spent = np.zeros((rows, AGE_BINS + 1))
     np.cumsum(alive[:, :-1] * _WIDTHS * (1.0 - hazards / 2.0), axis=1, out=spent[:, 1:])
-    gain = alive[:, :-1, None] - alive[:, None, 1:]
-    cost = spent[:, None, 1:] - spent[:, :-1, None]
-    ratio: Floats = np.where(_LATER, gain / np.where(_LATER, np.maximum(cost, 1e-300), 1.0), 0.0)
-    best: Floats = ratio.max(axis=2)
+    gain = (alive[:, :-1, None] - alive[:, None, 1:]).astype(np.float32)
+    cost = (spent[:, None, 1:] - spent[:, :-1, None]).astype(np.float32)
+    ratio = np.zeros_like(gain)
+    np.divide(gain, cost, out=ratio, where=_LATER & (cost > 0.0))
+    best: Floats32 = ratio.max(axis=2)
     return best

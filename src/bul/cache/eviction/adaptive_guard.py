@@ -14,6 +14,7 @@ the limit is 148 blocks, lost within a few minutes or in half an hour.
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
 
 from bul.cache.eviction.adaptive_request import RequestMemory
 
@@ -32,26 +33,38 @@ class LruShadow:
         self._requests: collections.deque[RequestMemory] = collections.deque()
         self._blocks = 0
 
-    def holds(self, last: RequestMemory, depth: int) -> bool:
-        """Would LRU hold the block at `depth` whose last user is `last`?"""
+    def use(self, runs: Sequence[tuple[RequestMemory, int, int]]) -> int:
+        """Blocks [begin, end) with one last user each pass to the request that comes next.
+
+        `runs` are its known prefix, in order; returns how many leading blocks LRU would hold.
+        """
         if not self._requests:
-            return False
+            return 0
         oldest = self._requests[0]
-        if last.number == oldest.number:
-            return depth < oldest.shadow_depth
-        return last.number > oldest.number
+        hits, unbroken = 0, True
+        for last, begin, end in runs:
+            if last.number > oldest.number:
+                held = end - begin
+            elif last is oldest:
+                held = max(0, min(end, oldest.shadow_depth) - begin)
+            else:
+                held = 0
+            last.shadow_blocks -= held
+            self._blocks -= held
+            if unbroken:
+                hits += held
+                unbroken = held == end - begin
+        return hits
 
-    def used(self, last: RequestMemory | None, depth: int) -> None:
-        """A block passes from its last user, if that is known, to the request that comes next."""
-        if last is not None and self.holds(last, depth):
-            last.shadow_blocks -= 1
-            self._blocks -= 1
-
-    def admit(self, request: RequestMemory) -> None:
-        """All blocks of `request` are its own now; LRU lets the oldest go."""
-        request.shadow_blocks = request.length
-        self._blocks += request.length
-        self._requests.append(request)
+    def admit(self, request: RequestMemory, blocks: int) -> None:
+        """`blocks` more blocks are `request`'s own now; LRU lets the oldest go."""
+        if not self._requests or request.number > self._requests[-1].number:
+            self._requests.append(request)
+        elif request.shadow_depth < request.length - blocks:
+            return  # a later part of one that LRU would have cut already
+        request.shadow_blocks += blocks
+        request.shadow_depth = request.length
+        self._blocks += blocks
         self.resize(self._capacity)
 
     def resize(self, capacity: int) -> None:

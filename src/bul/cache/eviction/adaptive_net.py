@@ -17,9 +17,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from bul.cache.eviction.adaptive_ages import AGE_BINS, Floats
+from bul.cache.eviction.adaptive_ages import AGE_BINS, Floats, Ints
 from bul.cache.eviction.adaptive_log import Observations
-from bul.cache.eviction.adaptive_request import INPUTS, TOUCH_CLASSES, RequestMemory
+from bul.cache.eviction.adaptive_request import INPUTS, TOUCH_CLASSES, Described
 
 __all__ = ["ReuseNet"]
 
@@ -56,11 +56,13 @@ class ReuseNet:
         self._averages = [weights.copy() for weights in self._weights]
         self._steps = 0
 
-    def log_hazards(self, request: RequestMemory, touches: int) -> Floats:
-        """Logarithm of P(reuse in the bin | not before), [AGE_BINS]."""
+    def log_hazards(self, described: Described, touches: Ints) -> Floats:
+        """Logarithm of P(reuse in the bin | not before) of blocks, [n, AGE_BINS].
+
+        Block i is of touch class `touches[i]` and of the request in row i of `described`.
+        """
         first, first_bias, second, second_bias = self._averages
-        inputs = np.array(request.inputs, np.float32)
-        hidden = np.tanh(inputs @ first[:INPUTS] + first[INPUTS + touches] + first_bias)
+        hidden = np.tanh(described.inputs @ first[:INPUTS] + first[INPUTS + touches] + first_bias)
         outputs: Floats = np.minimum(hidden @ second + second_bias, LOG_HAZARD_MAX)
         return outputs.astype(np.float64)
 

@@ -22,7 +22,7 @@ from bul.cache.eviction.adaptive_request import (
     FACTOR_SIZES,
     GAP_CLASSES,
     TOUCH_CLASSES,
-    RequestMemory,
+    Described,
 )
 
 __all__ = ["ReuseRates"]
@@ -34,6 +34,7 @@ FACTOR_SHRINK = 20.0
 LOG_MULTIPLIER_MAX = 4.0
 
 _SHAPE = (GAP_CLASSES, TOUCH_CLASSES, AGE_BINS)
+_STARTS = np.array(FACTOR_STARTS)
 _CELLS = GAP_CLASSES * TOUCH_CLASSES * AGE_BINS
 
 
@@ -44,14 +45,11 @@ class ReuseRates:
         self._log_multipliers = np.zeros(sum(FACTOR_SIZES))
         self._log_hazards = np.full(_SHAPE, np.log(HAZARD_PRIOR))
 
-    def log_hazards(self, request: RequestMemory, touches: int) -> Floats:
-        """Logarithm of P(reuse in the bin | not before), [AGE_BINS]."""
-        score = sum(
-            float(self._log_multipliers[start + value])
-            for start, value in zip(FACTOR_STARTS, request.factors, strict=True)
-        )
-        score = min(max(score, -LOG_MULTIPLIER_MAX), LOG_MULTIPLIER_MAX)
-        rate = np.exp(self._log_hazards[request.gap_class, touches] + score)
+    def log_hazards(self, described: Described, touches: Ints) -> Floats:
+        """Logarithm of P(reuse in the bin | not before) of blocks, [n, AGE_BINS]; as the net's."""
+        scores = self._log_multipliers[described.factors + _STARTS].sum(axis=1)
+        scores = np.clip(scores, -LOG_MULTIPLIER_MAX, LOG_MULTIPLIER_MAX)
+        rate = np.exp(self._log_hazards[described.gaps, touches] + scores[:, None])
         hazards: Floats = np.log(-np.expm1(-rate))
         return hazards
 

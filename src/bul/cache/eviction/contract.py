@@ -26,6 +26,8 @@ class Access:
     output_tokens: as far as known (0 while unknown). block_tokens: tokens of one block, so that
     depth means recompute cost. tenant, session: "" when unknown. touched: an earlier access of this
     very request has touched path[:touched] (it stores its blocks in several calls): no second use.
+    speculative: nobody asked for the path; what is missing of it is inserted, without a use, as far
+    as there is room, and nothing leaves for it.
     """
 
     path: Sequence[Hashable]
@@ -35,6 +37,7 @@ class Access:
     tenant: str = ""
     session: str = ""
     touched: int = 0
+    speculative: bool = False
 
 
 class EvictionPolicy(Protocol):
