@@ -94,4 +94,5 @@ def with_accounts(settings: Settings, folder: Path) -> Settings:
     if settings.accounts.database_url:
         return settings
     accounts = dataclasses.replace(settings.accounts, database_url=database_url(folder))
-    return dataclasses.replace(settings, accounts=accounts)
+    origins = {**settings.origins, "accounts.database_url": "the state folder"}
+    return dataclasses.replace(settings, accounts=accounts, origins=origins)

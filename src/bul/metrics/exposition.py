@@ -147,7 +147,9 @@ class _Live(Collector):
 
     def collect(self) -> Iterable[Metric]:
         for name, value in self._gauges().items():
-            yield GaugeMetricFamily(f"bul_{name}", f"{name}, now.", value=value)
+            family = _family(f"bul_{name}", ())
+            family.add_metric((), value)
+            yield family
         parts, classes = self._cache()
         for part, prefix in NOT_TIERS.items():
             for name, value in parts.get(part, {}).items():
