@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import dataclasses
 import math
+import random
 import socket
 import struct
 import types
@@ -39,7 +40,8 @@ class Faults:
     stalled: bytes wait and so does the end, until this is False again. cut_at and reset_at: this
     offset is not passed on; the connection ends with FIN or RST instead. flip_at: the lowest bit
     of this byte is flipped. swallow: pieces are taken and never passed on, as they came.
-    Offsets count from each connection's first byte.
+    noise_seed: each byte is replaced by a random one. Offsets count from the first byte of each
+    connection.
     """
 
     delay_s: float = 0.0
@@ -49,6 +51,7 @@ class Faults:
     reset_at: int | None = None
     flip_at: int | None = None
     swallow: bool = False
+    noise_seed: int | None = None
 
 
 NO_FAULTS = Faults()
@@ -264,5 +267,7 @@ def _spoil(faults: Faults, data: bytes, offset: int) -> bytes:
     if faults.flip_at is not None and offset <= faults.flip_at < offset + len(data):
         at = faults.flip_at - offset
         data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+    if faults.noise_seed is not None:
+        data = random.Random(faults.noise_seed + offset).randbytes(len(data))
     ends = [end for end in (faults.cut_at, faults.reset_at) if end is not None]
     return data[: max(0, min(ends) - offset)] if ends else data
