@@ -1,126 +1,180 @@
 """Scalers on two weeks of a production pool's rates: profiles x cold starts x seeds, one table.
 
-    make bench-scaling          all of it, within an hour on one core
-    python bench/scaling.py --profile 8b --cold-start 120 --seeds 1
+    make bench-scaling                          all of it, within an hour on one core
+    python bench/scaling.py --policy hpa        only some; others that were played are kept
+    python bench/scaling.py --minutes 8         as far as it comes; the next call goes on
+    python bench/scaling.py --afresh            forget what was played
 
-Coarse replays (their error against exact ones is in the output), week one tunes, week two scores.
-Writes bench/out/scaling.json; parts run one by one are kept beside each other in it.
+Coarse replays, week one tunes, week two scores. The coarse replay's error is measured beside it:
+each policy's chosen setting, 100,000 requests of the second week, against the exact replay.
+Writes bench/out/scaling.json: every score by seed, the rows, and the CPU seconds of each part.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from bul.scaling.bounds import Bounds
-from bul.simulator.arrivals import read_workload
-from bul.simulator.compare import COMPARED, Experiment
-from bul.simulator.race import Outcome, race
+from bul.simulator.arrivals import Arrivals, read_workload
+from bul.simulator.compare import COMPARED, Experiment, Score, play, score, settings_of
+from bul.simulator.oracle import Future, future_of
+from bul.simulator.race import arrivals_of, coarse_errors
 from bul.simulator.replica import PROFILES
 from bul.simulator.table import rows
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 TRACE = ROOT.parent / "shared" / "data" / "servegen_m-large.csv.gz"
 OUT = ROOT / "bench" / "out" / "scaling.json"
-SCALE, MAX_REPLICAS = 0.05, 60
+SCALE, MAX_REPLICAS, DAYS, DAY_S = 0.05, 60, 14, 86_400.0
+ASKED = 0.01
+COLD_STARTS = (30.0, 120.0, 300.0)
 FIXED_SIZES = {"8b": (6, 24), "70b": (8, 36)}
 """Every size that could be chosen; smaller ones drown, larger ones are never the cheapest."""
+Kept = dict[str, Any]
 
 
-def play(
-    profile: str, cold_start_s: float, names: tuple[str, ...], seeds: int, days: float
-) -> Outcome:
-    low, high = FIXED_SIZES[profile] if names == ("fixed",) else (1, MAX_REPLICAS)
-    experiment = Experiment(
+def experiment_of(profile: str, cold_start_s: float, name: str) -> Experiment:
+    low, high = FIXED_SIZES[profile] if name == "fixed" else (1, MAX_REPLICAS)
+    return Experiment(
         profile=PROFILES[profile],
         bounds=Bounds(min_replicas=low, max_replicas=high),
         cold_start_s=cold_start_s,
+        violation_max=ASKED,
         coarse=True,
     )
 
-    def show(label: str, done: int, total: int) -> None:
-        print(f"\r{profile} {cold_start_s:g} s {done}/{total} {label:40}", end="", file=sys.stderr)
 
-    return race(
-        read_workload(TRACE),
-        experiment,
-        names,
-        seeds=range(seeds),
-        scale=SCALE,
-        days=days,
-        progress=show,
-    )
+def parts(profiles: list[str], names: list[str]) -> Iterator[tuple[str, float, str]]:
+    """What there is to play; a fixed fleet has no cold starts, so one of them stands for all."""
+    for profile in profiles:
+        for cold_start_s in COLD_STARTS:
+            for name in names:
+                if name != "fixed" or cold_start_s == COLD_STARTS[0]:
+                    yield profile, cold_start_s, name
 
 
-def part(profile: str, cold_start_s: float, outcomes: list[Outcome]) -> dict[str, object]:
-    scores = {name: found for outcome in outcomes for name, found in outcome.scores.items()}
-    table, hours = rows(scores, 0.01)
-    errors = [vars_of(error) for outcome in outcomes for error in outcome.coarse_errors]
-    return {
-        "profile": profile,
-        "cold_start_s": cold_start_s,
-        "rows": table,
-        "hours_at": hours,
-        "coarse_error": errors,
-    }
+def key_of(profile: str, cold_start_s: float, name: str) -> str:
+    return f"{profile} {COLD_STARTS[0] if name == 'fixed' else cold_start_s:g} {name}"
 
 
-def vars_of(error: object) -> dict[str, object]:
-    return {name: getattr(error, name) for name in getattr(error, "__slots__", ())}
+def play_part(arrivals: Arrivals, future: Future, experiment: Experiment, name: str) -> Kept:
+    """Setting -> score, of one seed."""
+    found = {}
+    for setting in settings_of(name, experiment):
+        report = play(name, setting, arrivals, experiment, future)
+        end_s = DAYS * DAY_S
+        found[f"{setting:g}"] = dataclasses.asdict(
+            score(report, end_s / 2, end_s, experiment.slo_ttft_s)
+        )
+    return found
 
 
-def print_part(found: Mapping[str, object]) -> None:
-    print(f"\n\nprofile {found['profile']}, cold start {found['cold_start_s']:g} s, second week")
-    titles = ("setting", "", "violations", "worst 5m", "hours", "turns")
-    print("policy   {:>9} {:7}{:>11}{:>9}{:>8}{:>7}".format(*titles))
-    table = found["rows"]
-    assert isinstance(table, list)
+def play_seed(kept: Kept, seed: int, todo: list[tuple[str, float, str]], until_s: float) -> bool:
+    """Play what is missing; False if the time was up before."""
+    missing = [part for part in todo if str(seed) not in kept["scores"].get(key_of(*part), {})]
+    if not missing:
+        return True
+    arrivals = arrivals_of(read_workload(TRACE), SCALE, seed, DAYS)
+    futures: dict[str, Future] = {}
+    for profile, cold_start_s, name in missing:
+        if time.monotonic() > until_s:
+            return False
+        if profile not in futures:
+            futures = {profile: future_of(arrivals, PROFILES[profile], 15.0)}
+        started_s = time.process_time()
+        experiment = experiment_of(profile, cold_start_s, name)
+        found = play_part(arrivals, futures[profile], experiment, name)
+        key = key_of(profile, cold_start_s, name)
+        kept["scores"].setdefault(key, {})[str(seed)] = found
+        cpu_s = round(time.process_time() - started_s, 1)
+        kept["cpu_s"][f"{key} {seed}"] = cpu_s
+        print(f"seed {seed}, {key}: {cpu_s} s", file=sys.stderr, flush=True)
+        save(kept)
+    return True
+
+
+def save(kept: Kept) -> None:
+    OUT.parent.mkdir(exist_ok=True)
+    fresh = OUT.with_suffix(".new")
+    fresh.write_text(json.dumps(kept, indent=1))
+    fresh.replace(OUT)
+
+
+def scores_of(kept: Kept, profile: str, cold_start_s: float) -> dict[str, dict[float, list[Score]]]:
+    """Policy -> setting -> one score per seed, of what was played."""
+    found: dict[str, dict[float, list[Score]]] = {}
+    for name in COMPARED:
+        by_seed = kept["scores"].get(key_of(profile, cold_start_s, name), {})
+        for seed in sorted(by_seed):
+            for setting, values in by_seed[seed].items():
+                own = found.setdefault(name, {}).setdefault(float(setting), [])
+                own.append(Score(**values))
+    return found
+
+
+def errors_of(scores: Mapping[str, Any], profile: str, cold_start_s: float) -> list[Kept]:
+    """The coarse replay of seed 0 against the exact one, where the second week begins."""
+    days = arrivals_of(read_workload(TRACE), SCALE, 0, DAYS / 2 + 0.3)
+    sample = days.between(DAYS / 2 * DAY_S, DAYS * DAY_S)
+    experiment = experiment_of(profile, cold_start_s, "")
+    return [dataclasses.asdict(error) for error in coarse_errors(scores, sample, experiment)]
+
+
+def show(profile: str, cold_start_s: float, table: list[Any], hours: Mapping[str, Any]) -> None:
+    print(f"\nprofile {profile}, cold start {cold_start_s:g} s, second week")
+    print("policy     setting          first   second  worst 5m   hours  spread   turns")
     for row in table:
         print(
             f"{row['policy']:9}{row['setting']:9g} {'chosen' if row['chosen'] else '':7}"
-            f"{row['violation_share']:11.2%}{row['worst_5min_share']:9.1%}"
-            f"{row['replica_hours']:8.0f}{row['reversals']:7}"
+            f"{row['first_violation_share']:7.2%}{row['violation_share']:9.2%}"
+            f"{row['worst_5min_share']:10.1%}{row['replica_hours']:8.0f}"
+            f"{row['seeds_spread']['violation_share']:8.2%}{row['reversals']:8}"
         )
-    hours = found["hours_at"]
-    assert isinstance(hours, dict)
     for share in ("0.01", "0.02"):
-        rivals = {
-            name: at[share]
-            for name, at in hours.items()
-            if at[share] is not None and name not in {"adaptive", "oracle"}
-        }
         own = hours.get("adaptive", {}).get(share)
-        if own and rivals:
-            best = min(rivals, key=lambda name: rivals[name])
-            less = 1.0 - own / rivals[best]
-            rule = f"best rule {best} {rivals[best]:.0f} h"
-            print(f"at {share}: adaptive {own:.0f} h, {rule}: {less:.1%} less")
+        for name, at in hours.items():
+            if name in {"adaptive", "oracle"} or own is None:
+                continue
+            rival = at[share]
+            less = "outside its settings" if rival is None else f"{1.0 - own / rival:.1%} less"
+            print(f"at {share}: adaptive {own:.0f} h, {name} {rival or 0:.0f} h: {less}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", action="append", choices=sorted(FIXED_SIZES))
-    parser.add_argument("--cold-start", action="append", type=float)
+    parser.add_argument("--policy", action="append", choices=COMPARED)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--days", type=float, default=14.0)
+    parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--afresh", action="store_true")
     given = parser.parse_args()
-    others = tuple(name for name in COMPARED if name != "fixed")
-    started_s = time.monotonic()
-    kept = json.loads(OUT.read_text()) if OUT.exists() else {}
-    for profile in given.profile or ("8b", "70b"):
-        fixed = play(profile, 120.0, ("fixed",), given.seeds, given.days)  # no cold starts there
-        for cold_start_s in given.cold_start or (30.0, 120.0, 300.0):
-            outcome = play(profile, cold_start_s, others, given.seeds, given.days)
-            found = part(profile, cold_start_s, [outcome, fixed])
-            print_part(found)
-            kept[f"{profile} {cold_start_s:g}"] = {**found, "seeds": given.seeds}
-            OUT.parent.mkdir(exist_ok=True)
-            OUT.write_text(json.dumps(kept, indent=1))
-    print(f"\n{time.monotonic() - started_s:.0f} s")
+    kept: Kept = {"scores": {}, "cpu_s": {}}
+    if OUT.exists() and not given.afresh:
+        kept |= json.loads(OUT.read_text())
+    profiles, names = given.profile or ["8b", "70b"], given.policy or list(COMPARED)
+    todo, until_s = list(parts(profiles, names)), time.monotonic() + 60.0 * given.minutes
+    if not all(play_seed(kept, seed, todo, until_s) for seed in range(given.seeds)):
+        print("time is up; call again to go on")
+        return
+    kept["parts"] = {}
+    for profile in profiles:
+        for cold_start_s in COLD_STARTS:
+            scores = scores_of(kept, profile, cold_start_s)
+            table, hours = rows(scores, ASKED)
+            show(profile, cold_start_s, table, hours)
+            errors = errors_of(scores, profile, cold_start_s)
+            kept["parts"][f"{profile} {cold_start_s:g}"] = {
+                "rows": table, "hours_at": hours, "coarse_error": errors
+            }  # fmt: skip
+    save(kept)
+    print(f"\n{sum(kept['cpu_s'].values()) / 60.0:.0f} minutes of CPU in all")
 
 
 if __name__ == "__main__":

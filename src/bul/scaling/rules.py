@@ -97,6 +97,17 @@ class Guide:
         return Want(current, "between the thresholds"), state
 
 
+def _stabilised(
+    state: RuleState, current: int, raw: int, now_s: float, stabilisation_s: float, why: str
+) -> tuple[Want, RuleState]:
+    """The HPA's default behaviour: up at most max(+4, x2), down to the highest wish of late."""
+    raw = min(raw, max(current + 4, 2 * current))
+    oldest_s = now_s - stabilisation_s
+    history = (*(pair for pair in state.history if pair[0] > oldest_s), (now_s, float(raw)))
+    wanted = raw if raw >= current else min(current, int(max(v for _, v in history)))
+    return Want(wanted, why), dataclasses.replace(state, history=history)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Hpa:
     """Kubernetes HPA v2 with its default behaviour, on in-flight requests per replica.
@@ -121,12 +132,8 @@ class Hpa:
             # Not-ready pods count as idle on the way up; no change if that flips the direction.
             damped = (signals.in_flight or 0.0) / current / self.target
             raw = math.ceil(current * damped) if damped > 1.0 + self.tolerance else current
-            raw = min(raw, max(current + 4, 2 * current))
-        oldest_s = now_s - self.stabilisation_s
-        history = (*(pair for pair in state.history if pair[0] > oldest_s), (now_s, float(raw)))
-        wanted = raw if raw >= current else min(current, int(max(v for _, v in history)))
         why = f"{signals.in_flight:.1f} in flight for a target of {self.target:g} each"
-        return Want(wanted, why), dataclasses.replace(state, history=history)
+        return _stabilised(state, current, raw, now_s, self.stabilisation_s, why)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,12 +237,9 @@ class Keda:
         waiting = signals.waiting or 0.0
         ratio = waiting / max(current, 1) / self.target
         raw = current if abs(ratio - 1.0) <= self.tolerance else math.ceil(waiting / self.target)
-        raw = min(raw, max(current + 4, 2 * current))
-        oldest_s = now_s - self.stabilisation_s
-        history = (*(pair for pair in state.history if pair[0] > oldest_s), (now_s, float(raw)))
-        wanted = raw if raw >= current else min(current, int(max(v for _, v in history)))
         why = f"{waiting:.1f} waiting for a target of {self.target:g} each"
-        return Want(wanted, why), dataclasses.replace(state, history=history, since_s=now_s)
+        polled = dataclasses.replace(state, since_s=now_s)
+        return _stabilised(polled, current, raw, now_s, self.stabilisation_s, why)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

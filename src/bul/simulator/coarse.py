@@ -115,6 +115,7 @@ class CoarseRegion(Generic[State]):
         self._left_total_s = 0.0
         self._dither = 0.0
         self._reply_tokens = 1.0
+        self._output = 0.0  # of the tick before: a reply's length is known when it is over
         self._turn_s = profile.decode_base_s
         self._billed_s: list[float] = []
         self._steps: list[Step] = []
@@ -138,6 +139,7 @@ class CoarseRegion(Generic[State]):
                 self._pass(per_s, j - i, since_s)
             ttft[i:j] = part
             self._tick((k + 1) * self._tick_s, part, prompt)
+            self._output = output
         return RegionReport(
             arrived_s=arrivals.at_s,
             ttft_s=ttft,
@@ -279,7 +281,7 @@ class CoarseRegion(Generic[State]):
             in_flight=self._mean_level,
             waiting=self._mean_waiting,
             prefill_tokens_per_s=prompt_tokens / tick_s,
-            output_tokens_per_s=len(ttft) * self._reply_tokens / tick_s,
+            output_tokens_per_s=self._output / tick_s,
             error_rate=0.0,
             ttft_idle_ms=self._ttft_idle_ms,
         )

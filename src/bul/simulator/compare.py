@@ -47,15 +47,15 @@ __all__ = [
 COMPARED = ("adaptive", "hpa", "kpa", "ray", "keda", "guide", "fixed", "oracle")
 _SETTINGS: Mapping[str, tuple[float, ...]] = MappingProxyType(
     {
-        "hpa": (5.0, 6.0, 7.0, 8.0, 10.0, 12.0),
+        "hpa": (3.5, 4.5, 5.5, 6.75, 8.0, 10.0),
         "kpa": (1.0, 2.0, 3.0, 5.0, 8.0, 12.0),
-        "ray": (2.0, 4.0, 5.0, 6.0, 7.0, 9.0),
+        "ray": (2.0, 3.0, 4.0, 5.0, 6.5, 8.0),
         "keda": (0.1, 0.25, 0.5, 1.0, 2.0, 5.0),
         "guide": (0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
         "oracle": (1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
     }
 )
-_ASKED = (0.4, 0.7, 0.85, 1.0, 2.2, 5.0)
+_ASKED = (0.5, 0.8, 1.0, 1.5, 2.6, 6.0)
 """`adaptive` is asked to hold these multiples of the share that the experiment asks for."""
 EVICTION = "adaptive"
 """The cache's default."""

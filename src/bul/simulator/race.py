@@ -14,7 +14,7 @@ from bul.simulator.compare import COMPARED, Experiment, Score, play, score, sett
 from bul.simulator.oracle import future_of
 from bul.simulator.table import choose
 
-__all__ = ["CoarseError", "Outcome", "arrivals_of", "race"]
+__all__ = ["CoarseError", "Outcome", "arrivals_of", "coarse_errors", "race"]
 
 REQUESTS_MAX = 40_000_000
 SAMPLE_REQUESTS = 100_000
@@ -98,7 +98,8 @@ def race(
             scores[name].setdefault(setting, []).append(found)
             done += 1
         if experiment.coarse and not errors:
-            errors = _errors(scores, arrivals, experiment, duration_s)
+            later = arrivals.between(_split_s(duration_s, experiment), duration_s)
+            errors = coarse_errors(scores, later, experiment)
     return Outcome(
         scores=scores, requests=requests, duration_s=duration_s, coarse_errors=tuple(errors)
     )
@@ -115,19 +116,13 @@ def _split_s(duration_s: float, experiment: Experiment) -> float:
     return round(duration_s * experiment.tune_first / tick_s) * tick_s
 
 
-def _errors(
-    scores: Mapping[str, Mapping[float, Sequence[Score]]],
-    arrivals: Arrivals,
-    experiment: Experiment,
-    duration_s: float,
+def coarse_errors(
+    scores: Mapping[str, Mapping[float, Sequence[Score]]], sample: Arrivals, experiment: Experiment
 ) -> list[CoarseError]:
-    """Coarse against exact for each policy's chosen setting, where the second part begins."""
-    start_s = _split_s(duration_s, experiment)
-    later = arrivals.at_s[arrivals.at_s >= start_s]
-    end_s = float(later[min(SAMPLE_REQUESTS, len(later) - 1)]) if len(later) else start_s
-    sample = arrivals.between(start_s, end_s)
+    """Coarse against exact for each policy's chosen setting, on SAMPLE_REQUESTS of `sample`."""
     if len(sample) < 2:
         return []
+    sample = sample.between(0.0, float(sample.at_s[min(SAMPLE_REQUESTS, len(sample) - 1)]))
     future = future_of(sample, experiment.profile, experiment.tick_s)
     errors = []
     for name, found in scores.items():
