@@ -35,6 +35,8 @@ class BlockRecord:
     """Seconds since the epoch, 0.0 for never."""
     version: int = 0
     """Of a general value: the newest one wins where several hosts write. 0 for a block."""
+    tenant: str = ""
+    """Whose it is, for a purge in every region; a tier may ignore it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

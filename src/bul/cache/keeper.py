@@ -91,6 +91,7 @@ class Keeper:
                 tokens=self._block_tokens,
                 payload=entry.payload,
                 expires_wall_s=self._clock.wall_s() + left_s if entry.expires_s else 0.0,
+                tenant=entry.tenant,
             )
             if lane.write(record):
                 entry.queued |= 1 << index

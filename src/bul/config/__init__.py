@@ -14,6 +14,7 @@ from bul.config.load import (
     is_secret,
     load_settings,
 )
+from bul.config.regions import RegionsConfig
 from bul.config.scale import SCENARIOS, ScaleConfig
 from bul.config.sections import (
     EVICTION_POLICIES,
@@ -31,6 +32,7 @@ __all__ = [
     "AccountsConfig",
     "KVCacheConfig",
     "Origin",
+    "RegionsConfig",
     "RouteConfig",
     "ScaleConfig",
     "ServeConfig",

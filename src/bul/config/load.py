@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from bul.config.accounts import AccountsConfig
+from bul.config.regions import RegionsConfig
 from bul.config.scale import ScaleConfig
 from bul.config.sections import KVCacheConfig, RouteConfig, ServeConfig, TimedConfig, UpConfig
 from bul.errors import ConfigError
@@ -52,6 +53,7 @@ SECTIONS: dict[str, type] = {
     "route": RouteConfig,
     "up": UpConfig,
     "scale": ScaleConfig,
+    "regions": RegionsConfig,
 }
 KEYS_SECTION = "keys"
 SHA256_HEX = re.compile(r"[0-9a-f]{64}")
@@ -72,6 +74,7 @@ class Settings:
     route: RouteConfig = RouteConfig()
     up: UpConfig = UpConfig()
     scale: ScaleConfig = ScaleConfig()
+    regions: RegionsConfig = RegionsConfig()
     keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
     origins: Mapping[str, Origin] = dataclasses.field(default_factory=dict)
     file: Path | None = None
