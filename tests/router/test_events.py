@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from bul.accounts.keys import hash_key
 from bul.blocks.block_events import (
     LINE_BYTES_MAX,
     OPS_PER_LINE,
@@ -24,7 +25,6 @@ from bul.router.app import Router
 from bul.router.events import STALE_S, Follower
 from bul.router.replica import Replica
 from bul.router.residency import COLD_S_MAX, GRACE_S, Residency
-from bul.service.auth import hash_key
 from bul.testing.replica import ReplicaUnderTest, running_replica
 from bul.testing.router_net import RouterNet, post
 from bul.testing.tcp_proxy import FaultProxy, Faults

@@ -30,6 +30,11 @@ __all__ = ["command", "make_router"]
 @setting("route.session_cookie", "--session-cookie", help="The same, without such a header.")
 @setting("route.explain", "--explain", help="Log each decision's scores as a JSON line.")
 @setting("route.block_events", "--block-events", help="Follow what replicas tell of their caches.")
+@setting("route.members", "--members", help="Let replicas join by themselves: bul serve --join.")
+@setting("route.member_ttl_s", "--member-ttl-s", help="A member's longest silence.")
+@setting("route.members_max", "--members-max", help="Of those that join, and of each name.")
+@setting("route.discover", "--discover", help="A URL whose host's name has several addresses.")
+@setting("route.discover_interval_s", "--discover-interval-s")
 @setting("route.connect_timeout_s", "--connect-timeout-s")
 @setting("route.response_timeout_s", "--response-timeout-s", help="A replica's longest silence.")
 @setting("route.connections_max", "--connections-max", help="Clients at the same time.")
@@ -59,8 +64,10 @@ def command(**values: object) -> None:
     from bul.errors import ConfigError
 
     settings = load_settings(values)
-    if not settings.route.replicas:
-        raise ConfigError("no replica is given", hint="--replica http://127.0.0.1:8002")
+    route = settings.route
+    if not (route.replicas or route.members or route.discover):
+        hint = "--replica http://127.0.0.1:8002, --discover or --members"
+        raise ConfigError("no replica is given", hint=hint)
     _raise_file_limit()
     with (
         kept_accounts(settings) as accounts,

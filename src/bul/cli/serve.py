@@ -30,6 +30,8 @@ __all__ = ["command", "make_core"]
 @setting("serve.threads", "--threads", help="0 for all cores.")
 @setting("serve.waiting_max", "--waiting-max", help="Requests that may wait; more get 429.")
 @setting("serve.request_deadline_s", "--request-deadline-s")
+@setting("serve.join", "--join", help="A router's URL to register with; may be repeated.")
+@setting("serve.advertise", "--advertise", help="The URL that routers are told.")
 @setting("serve.drain_s", "--drain-s", help="For running answers after SIGTERM.")
 @setting("serve.share_between_tenants", "--share-between-tenants")
 @setting("cache.max_tokens", "--max-tokens", help="KV kept in RAM, in tokens.")
@@ -71,6 +73,7 @@ def _serve_with(settings: Settings, accounts: Accounts) -> None:
     from bul.inference.runner import BatchingRunner
     from bul.service.app import ReplicaApp
     from bul.service.cache_events import BlockEvents
+    from bul.service.join import Joiner, make_epoch
     from bul.service.server import bind, run
 
     config = settings.serve
@@ -79,6 +82,12 @@ def _serve_with(settings: Settings, accounts: Accounts) -> None:
     engines: list[UltraAdaptiveKVCacheEngine] = []
     told = BlockEvents(secret=text_secret(config.cache_secret))
     clock = SystemClock()
+    joiner = Joiner(
+        config.join,
+        epoch=make_epoch(clock),
+        secret=config.join_secret,
+        advertise=config.advertise,
+    )
     app = ReplicaApp(
         config,
         keys=accounts.ring,
@@ -114,7 +123,7 @@ def _serve_with(settings: Settings, accounts: Accounts) -> None:
         )
 
     try:
-        run(app, bound, load, drain_s=config.drain_s, on_ready=on_ready)
+        run(app, bound, load, drain_s=config.drain_s, on_ready=on_ready, joiner=joiner)
     finally:
         for engine in engines:
             engine.close()

@@ -164,6 +164,8 @@ class ServeConfig:
     context_tokens: prompt plus output of one sequence. waiting_max: requests beyond the slots.
     stuck_after_s: without progress for this long, the engine's loop is unhealthy.
     cache_secret: region-wide secret from which tenant salts are derived.
+    join: routers' URLs that this replica registers with, by the operator's key join_secret.
+    advertise: the URL that it tells them; "" for the address it is bound to or reaches them from.
     """
 
     host: str = "127.0.0.1"
@@ -179,6 +181,9 @@ class ServeConfig:
     stuck_after_s: float = 30.0
     cache_secret: str = ""
     share_between_tenants: bool = False
+    join: tuple[str, ...] = ()
+    join_secret: str = ""
+    advertise: str = ""
 
     def __post_init__(self) -> None:
         _whole("port", self.port, 0, 65535)
@@ -226,7 +231,9 @@ class RouteConfig:
     again. queue_max, queue_deadline_s: requests that wait for room, and for how long.
     session_header, session_cookie: where the policy `session` reads whose request it is. explain:
     log the scores of every decision. block_events: follow what replicas tell of their caches, with
-    the key operator_secret if they ask for one.
+    the key operator_secret if they ask for one. members: replicas may join by themselves, with the
+    operator's key; one that is silent for member_ttl_s is out. discover: URLs whose host's name
+    stands for as many replicas as it has addresses, asked for again every discover_interval_s.
     resume_secret: shared by the region's routers and replicas, seals a stream's resumption on
     another replica; "" takes serve.cache_secret, and `bul up` makes one up.
     """
@@ -239,6 +246,11 @@ class RouteConfig:
     explain: bool = False
     block_events: bool = True
     operator_secret: str = ""
+    members: bool = False
+    members_max: int = 64
+    member_ttl_s: float = 5.0
+    discover: tuple[str, ...] = ()
+    discover_interval_s: float = 2.0
     replicas: tuple[str, ...] = ()
     connect_timeout_s: float = 1.0
     response_timeout_s: float = 300.0
@@ -262,6 +274,9 @@ class RouteConfig:
     def __post_init__(self) -> None:
         _whole("port", self.port, 0, 65535)
         _one_of("policy", self.policy, ("round_robin", "least_conn", "prefix", "session"))
+        _whole("members_max", self.members_max, 1, 10_000)
+        _in_range("member_ttl_s", self.member_ttl_s, 0.2, 3600)
+        _in_range("discover_interval_s", self.discover_interval_s, 0.05, 3600)
         _header_name("session_header", self.session_header)
         _header_name("session_cookie", self.session_cookie)
         _in_range("connect_timeout_s", self.connect_timeout_s, 0.01, 60)

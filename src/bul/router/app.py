@@ -23,6 +23,8 @@ from bul.router.health import FAILURES_MAX, Prober
 from bul.router.hedge import FirstBytes, Percentile
 from bul.router.http1 import Request, error_response
 from bul.router.judge import Judge
+from bul.router.membership import PATH as MEMBERS
+from bul.router.membership import Discovery, Membership, Resolve, resolve_name
 from bul.router.prompt import Prompt, read_prompt, session_of
 from bul.router.rates import Rates
 from bul.router.replica import IDLE_S, READY, REMOVED, Replica
@@ -43,7 +45,7 @@ class Router:
     """One listening router. Make it, `await start()`, and `await stop()` at the end.
 
     gate: says whether a request with these headers may read /replicas and /metrics. text_secret:
-    of the region, the key of prompts' hints.
+    of the region, the key of prompts' hints. resolve: of the names of `config.discover`.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Router:
         gate: Gate = lambda _headers: True,
         text_secret: bytes = b"",
         resume_secret: str | None = "",
+        resolve: Resolve = resolve_name,
     ) -> None:
         self.config = config
         self.url = ""
@@ -81,6 +84,18 @@ class Router:
         """Of the replicas' block events, by URL; empty if no policy asks for them."""
         self._ready: tuple[Replica, ...] = ()
         self.queued = self.shed = 0
+        self.members = Membership(
+            ttl_s=config.member_ttl_s,
+            members_max=config.members_max,
+            on_change=self._set_members,
+            on_reborn=self._reborn,
+        )
+        self.discovery = Discovery(
+            config.discover,
+            self.members,
+            interval_s=config.discover_interval_s,
+            resolve=resolve,
+        )
         self.judge = Judge(config, self.rates)
         self._budget = RetryBudget(share=config.retry_share, at_least=config.retries_at_least)
         self._clients: dict[ClientConnection, None] = {}
@@ -109,6 +124,7 @@ class Router:
         self.coarse_s = self.now_s()
         self._sweeper = self._loop.create_task(self._sweep())
         self.set_replicas(config.replicas)
+        self.discovery.start()
         return self.url
 
     async def stop(self, *, drain_s: float = 0.0) -> None:
@@ -123,16 +139,21 @@ class Router:
                 await asyncio.wait_for(self._drained.wait(), drain_s)
         for client in list(self._clients):
             client.abort()
-        self.set_replicas(())
+        await self.discovery.stop()
+        self.members.clear()
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
         await asyncio.gather(*self._leaving)
 
     def set_replicas(self, urls: Sequence[str]) -> None:
-        """The replicas from now on. Known ones keep their state, requests under way their
-        replica. Raises ConfigError for a URL that is none; then nothing has changed.
+        """The replicas from now on, beside those that join or are discovered. Known ones keep
+        their state, requests under way their replica. Raises ConfigError for a URL that is none;
+        then nothing has changed.
         """
+        self.members.set_static(urls)
+
+    def _set_members(self, urls: Sequence[str]) -> None:
         wanted = {
             url.rstrip("/"): self._replicas.get(url.rstrip("/"))
             or Replica(
@@ -189,6 +210,10 @@ class Router:
         path = request.target.partition(b"?")[0]
         if path in pages.PATHS:
             client.write(self._page(path, request))
+            client.answered(close=not request.keep_alive)
+            return
+        if path == MEMBERS and self.config.members:
+            client.write(self._members_page(request))
             client.answered(close=not request.keep_alive)
             return
         client.deadline_s = math.inf
@@ -283,14 +308,26 @@ class Router:
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
+    def _reborn(self, url: str) -> None:
+        """Another process has this address now: it holds nothing, and may be ready at once."""
+        self._replicas[url].residency.clear()
+        self._probers[url].soon()
+
+    def _members_page(self, request: Request) -> bytes:
+        if not self._may_see(request):
+            close = not request.keep_alive
+            return error_response(401, "a valid API key is needed", "no_key", close=close)
+        return self.members.answer(request, self.now_s())
+
+    def _may_see(self, request: Request) -> bool:
+        return self._gate([(b"authorization", value) for value in request.authorization])
+
     def _page(self, path: bytes, request: Request) -> bytes:
         close = not request.keep_alive
         if request.method not in (b"GET", b"HEAD"):
             return error_response(405, "only GET is allowed here", "bad_method", close=close)
-        if path in pages.GUARDED:
-            headers = [(b"authorization", value) for value in request.authorization]
-            if not self._gate(headers):
-                return error_response(401, "a valid API key is needed", "no_key", close=close)
+        if path in pages.GUARDED and not self._may_see(request):
+            return error_response(401, "a valid API key is needed", "no_key", close=close)
         page = pages.render(self, path, close=close)
         if request.method == b"HEAD":
             return page[: page.index(b"\r\n\r\n") + 4]
@@ -305,6 +342,7 @@ class Router:
             late = now_s - before_s > SWEEP_S + SWEEP_LATE_S
             for replica in self._replicas.values():
                 replica.close_idle_since(now_s - IDLE_S)
+            self.members.expire(now_s)
             for follower in self.followers.values():
                 follower.check()
             for client in list(self._clients):

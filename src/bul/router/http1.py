@@ -60,6 +60,7 @@ _REASONS = {
     403: b"Forbidden",
     405: b"Method Not Allowed",
     408: b"Request Timeout",
+    409: b"Conflict",
     413: b"Content Too Large",
     417: b"Expectation Failed",
     429: b"Too Many Requests",

@@ -19,7 +19,7 @@ from bul.router.residency import Residency
 if typing.TYPE_CHECKING:
     from bul.router.upstream import UpstreamConnection
 
-__all__ = ["DOWN", "IDLE_S", "READY", "REMOVED", "UNKNOWN", "UNREADY", "Replica"]
+__all__ = ["DOWN", "IDLE_S", "READY", "REMOVED", "UNKNOWN", "UNREADY", "Replica", "address_of"]
 
 UNKNOWN = "unknown"
 READY = "ready"
@@ -69,7 +69,7 @@ class Replica:
         stream_gaps: Percentile | None = None,
     ) -> None:
         self.url = url.rstrip("/")
-        self.host, self.port = _address(self.url)
+        self.host, self.port = address_of(self.url)
         shown = f"[{self.host}]" if ":" in self.host else self.host
         self.authority = f"{shown}:{self.port}".encode()
         self.header_line = b"x-bul-replica: " + self.url.encode() + b"\r\n"
@@ -120,7 +120,8 @@ class Replica:
             self.idle.remove(connection)
 
 
-def _address(url: str) -> tuple[str, int]:
+def address_of(url: str) -> tuple[str, int]:
+    """Host and port of a replica's URL. Raises ConfigError."""
     parts = urllib.parse.urlsplit(url)
     try:
         port = parts.port

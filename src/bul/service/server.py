@@ -23,6 +23,7 @@ from bul.errors import ConfigError
 from bul.inference.contract import Runner
 from bul.service.app import ReplicaApp
 from bul.service.auth import check_bind
+from bul.service.join import Joiner
 from bul.service.protocol import BoundedProtocol
 
 __all__ = ["ReplicaServer", "bind", "run"]
@@ -155,13 +156,15 @@ def run(
     *,
     drain_s: float,
     on_ready: Callable[[str, Runner], None],
+    joiner: Joiner,
 ) -> None:
     """Serve until SIGTERM or SIGINT; a second one does not wait. Raises what `load` raises.
 
-    on_ready gets the URL and the runner once requests are taken.
+    on_ready gets the URL and the runner once requests are taken; so do the joiner's routers, and
+    they hear of the end before anybody is refused.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
-        loop.run(_run(ReplicaServer(app, bound), app, load, drain_s, on_ready))
+        loop.run(_run(ReplicaServer(app, bound), app, load, drain_s, on_ready, joiner))
 
 
 async def _run(
@@ -170,6 +173,7 @@ async def _run(
     load: Callable[[], Awaitable[Runner]],
     drain_s: float,
     on_ready: Callable[[str, Runner], None],
+    joiner: Joiner,
 ) -> None:
     stops: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -182,8 +186,10 @@ async def _run(
         if runner is not None:
             app.attach(runner)
             on_ready(server.url, runner)
+            joiner.start(server.url)
             await stops.get()
     finally:
+        await joiner.leave()
         stopping = asyncio.create_task(server.stop(runner, drain_s))
         impatient = asyncio.create_task(stops.get())
         await asyncio.wait((stopping, impatient), return_when=asyncio.FIRST_COMPLETED)
