@@ -71,7 +71,7 @@ MaybeKey = Annotated[bytes, msgspec.Meta(max_length=32)]
 Target = Annotated[bytes, msgspec.Meta(min_length=1, max_length=32)]
 Version = Annotated[int, msgspec.Meta(ge=0)]
 Checksum = Annotated[int, msgspec.Meta(ge=0)]
-Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
 Name = Annotated[str, msgspec.Meta(max_length=8192)]
 Short = Annotated[str, msgspec.Meta(max_length=64)]
 

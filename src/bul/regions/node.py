@@ -96,6 +96,8 @@ class RegionNode:
         self.peers = peers
         self.store = store
         self.damaged_total = 0
+        self.on_news: Callable[[], None] = _nobody
+        """Called when an outbox has got something."""
         self._journal = journal
         self.wall_ms = wall_ms
         self.now_s = now_s
@@ -111,6 +113,7 @@ class RegionNode:
         for entry in stamped:
             self._tell_all(entry)
         await self.settle()
+        self.on_news()
         return stamped
 
     async def erase(self, kind: GraveKind, target: bytes) -> Grave:
@@ -119,6 +122,7 @@ class RegionNode:
         for peer in self.peers.values():
             peer.outbox.bury(grave)
         await self.settle()
+        self.on_news()
         return grave
 
     async def settle(self) -> None:
@@ -237,3 +241,7 @@ class RegionNode:
         choice = peer.benefit.choice
         records = [m.record(item, payload, choice) for item, payload in found]
         return m.pack(m.Blocks([item for item, _ in found], gone), records)
+
+
+def _nobody() -> None:
+    """Who wants no news."""

@@ -75,6 +75,8 @@ class RegionState:
         self.unwanted: list[Entry] = []
         self._ceiling = 0
         self.refused_future_total = 0
+        self.purges_total = 0
+        """Tenants purged and models retired, as heard of since the start."""
 
     # what happens here
 
@@ -133,6 +135,7 @@ class RegionState:
         self.clock.see(grave.version)
         new = self.graves.dig(grave)
         if new:
+            self.purges_total += grave.kind != "key"
             self.changes.append(Change("dig", grave=grave))
         if new or grave.version <= self.graves.floor:
             self._remove_covered(grave)

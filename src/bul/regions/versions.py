@@ -31,6 +31,7 @@ __all__ = [
     "Graves",
     "HybridClock",
     "region_tag",
+    "tenant_tag",
     "version_wall_ms",
 ]
 
@@ -45,6 +46,13 @@ def region_tag(region: str) -> int:
     """Ten bits of the region's name; two regions of one world must not share them."""
     digest = blake2b(region.encode(), digest_size=2, person=b"bul-region").digest()
     return int.from_bytes(digest, "little") & ((1 << TAG_BITS) - 1)
+
+
+def tenant_tag(tenant: str) -> bytes:
+    """Eight bytes of the tenant's name, b"" for none: other regions need not know the name."""
+    if not tenant:
+        return b""
+    return blake2b(tenant.encode(), digest_size=8, person=b"bul-tenant").digest()
 
 
 def version_wall_ms(version: int) -> int:
