@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ from typing import Any
 import redis
 import trustme
 
-from bul.cache.tiers.shared.tier import ACL
+from bul.cache.tiers.shared.tier import ACL, SENTINEL_ACL
 
 __all__ = [
     "PASSWORD",
@@ -105,6 +106,11 @@ class Valkey:
 
     def start(self) -> None:
         """Start, also again after `kill`; returns when it answers."""
+        self.spawn()
+        self.wait_answers()
+
+    def spawn(self) -> None:
+        """Start; it may not answer yet."""
         config = self.folder / "server.conf"
         config.write_text("\n".join([*self._config(), *self._lines, ""]))
         log = self.folder / "server.log"
@@ -114,7 +120,10 @@ class Valkey:
             self._process = subprocess.Popen(  # noqa: S603 - our own server
                 command, cwd=self.folder, stdout=output, stderr=subprocess.STDOUT
             )
-        until(f"server answers; see {log}", self._answers)
+
+    def wait_answers(self) -> None:
+        """Returns when it answers."""
+        until(f"server answers; see {self.folder}/server.log", self._answers)
 
     def client(self, *, user: str = "default") -> Any:
         """redis-py's own client, of the almighty user unless named otherwise."""
@@ -175,9 +184,11 @@ class Valkey:
             f'user default on ">{PASSWORD}" ~* &* +@all',
             f'user {USER} on ">{PASSWORD}" {ACL}',
             "repl-diskless-sync-delay 0",
+            # A replica counts once it has heard something of its primary.
+            "repl-ping-replica-period 1",
         ]
         if self._sentinel:
-            lines = lines[:1] + lines[3:6]
+            lines = [*lines[:1], *lines[3:6], f'user {USER} on ">{PASSWORD}" {SENTINEL_ACL}']
         if self.tls is None:
             return [*lines, f"port {self.port}"]
         return [
@@ -223,7 +234,9 @@ def running_cluster(
     servers = [Valkey(folder / f"node{i}", lines=lines, tls=tls) for i in range(count)]
     try:
         for server in servers:
-            server.start()
+            server.spawn()
+        for server in servers:
+            server.wait_answers()
         _form(servers, primaries)
         yield servers
     finally:
@@ -267,9 +280,9 @@ def running_sentinels(
 
 
 def _form(servers: Sequence[Valkey], primaries: int) -> None:
-    first = servers[0]
-    for server in servers[1:]:
-        server.ask("CLUSTER", "MEET", "127.0.0.1", first.port)
+    # Each with each: what they tell each other goes round once a second.
+    for first, second in itertools.combinations(servers, 2):
+        first.ask("CLUSTER", "MEET", "127.0.0.1", second.port)
     share = -(-SLOTS // primaries)
     for number, server in enumerate(servers[:primaries]):
         end = min(SLOTS, (number + 1) * share) - 1

@@ -88,6 +88,7 @@ class ConnectionPlan:
             "socket_read_size": READ_BYTES,
             "retry": Retry(NoBackoff(), 0),
             "protocol": 2,
+            "driver_info": None,
         }
 
     def _tls(self) -> dict[str, Any]:

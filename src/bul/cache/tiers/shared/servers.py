@@ -95,7 +95,8 @@ class Servers:
             self._refresh_if(wanted=True)
         replies = [UNANSWERED if isinstance(r, _ELSEWHERE + _NOT_NOW) else r for r in replies]
         if commands and all(reply is UNANSWERED for reply in replies):
-            raise TierUnavailable(f"the shared cache does not answer: {error}") from error
+            why = error or "nobody serves these names now"
+            raise TierUnavailable(f"the shared cache does not answer: {why}") from error
         return replies
 
     def ask_primaries(self, command: Command) -> list[tuple[Node, Reply]]:

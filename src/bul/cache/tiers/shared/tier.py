@@ -41,14 +41,15 @@ from bul.cache.tiers.shared.servers import Servers
 from bul.clock import Clock, SystemClock
 from bul.errors import TierUnavailable
 
-__all__ = ["ACL", "SharedTier"]
+__all__ = ["ACL", "SENTINEL_ACL", "SharedTier"]
 
 ACL: Final = (
     "~bul:* +get +mget +set +eval +getrange +strlen +exists +unlink +pexpireat +scan "
-    "+dbsize +info +echo +ping +select +client|setinfo +cluster|slots +readonly"
+    "+dbsize +info +echo +ping +select +cluster|slots +readonly"
 )
-"""What a server's user for BUL may do, in the words of ACL SETUSER. Sentinels need
-`+sentinel|get-master-addr-by-name` and the like, which their own user has."""
+"""What a server's user for BUL may do, in the words of ACL SETUSER."""
+SENTINEL_ACL: Final = "+sentinel|masters +sentinel|slaves +ping"
+"""And on a sentinel."""
 
 STATS_NAMES_MAX: Final = 1024
 """Up to so many names `stats` counts this identity's own; beyond, the whole database."""
