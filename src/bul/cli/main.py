@@ -29,6 +29,7 @@ COMMANDS = {
     "bench": "Load an OpenAI-compatible endpoint and say what its users felt.",
     "cache": "Look into the KV cache: stats, check, replay, bench, explain.",
     "plan": "Replicas, cost and files to deploy, from a load and a target.",
+    "check": "The checklist: is this region ready to scale, and did it work?",
     "scale": "The autoscaler: history, watch, to N; simulate it on a trace.",
     "keys": "API keys: create, list, revoke; only their hashes are kept.",
     "usage": "What each key used: requests and tokens, of them from the cache.",
