@@ -10,11 +10,13 @@ Real `bul up` and `bul serve` processes on the timed engine, real nginx. Rows:
     control_no_retry   the same with the router's retries off: must lose some
     rolling_restart    `bul restart` under load, half of it streams
     control_no_drain   the same load, each replica killed instead of drained: must lose streams
-    sigstop            a replica is frozen (SIGSTOP) for four seconds
+    sigstop            a replica is frozen (SIGSTOP) for four seconds, six times
+    control_no_hedging the same without a second replica: the slowest waits for the thaw
     nginx_front        nginx with our configuration; replicas restart in place, one is added and
                        one removed with a reload
     control_guide_nginx  the scaling guide's snippet; replicas restart in place: must lose some
     overload_5x        five times what the replicas can do, in an open loop
+    overload_5x_no_hint  the same, but nobody believes what replicas say of their slots
     overload_5x_limit_set  the same with route.in_flight_max = 12, instead of a limit that is found
     control_no_shedding  the same without limits and queues: must collapse
 
@@ -58,7 +60,10 @@ NO_SHEDDING = {
     "BUL_ROUTE_QUEUE_DEADLINE_S": "3600",
     "BUL_SERVE_WAITING_MAX": "1000000",
 }
+NO_HINT = {"BUL_ROUTE_IN_FLIGHT_PER_SLOT": "0"}
+NO_HEDGING = {"BUL_ROUTE_HEDGE_DELAY_MIN_S": "0"}
 FROZEN_S = 4.0
+THAW_S = 3.0
 RECOVERY_S = 12.0
 """Half the peak's load after the overload."""
 
@@ -148,20 +153,36 @@ async def control_no_drain(folder: Path, quick: bool) -> Row:
     return row(load)
 
 
-async def sigstop(folder: Path, quick: bool) -> Row:
+async def freezing(folder: Path, environ: dict[str, str], times: int) -> Row:
+    """One replica after the other stands still for FROZEN_S, half of the load being streams."""
+    each_ms = []
     async with (
-        region(folder, 3, {}) as (running, url),
+        region(folder, 3, environ) as (running, url),
         RequestLoad(url, clients=8, max_tokens=8, stream_every=2) as load,
     ):
-        await load.more(100)
-        pid = running.replica_pids()["replica-1"]
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            await asyncio.sleep(FROZEN_S)
-        finally:
-            os.kill(pid, signal.SIGCONT)
-        await load.more(50 if quick else 200)
-    return row(load, frozen_ms=FROZEN_S * 1000)
+        await load.more(200)
+        for number in range(times):
+            before = len(load.latencies_s)
+            pid = running.replica_pids()[f"replica-{number % 3}"]
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                await asyncio.sleep(FROZEN_S)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            await load.more(100)
+            each_ms.append(round(max(load.latencies_s[before:]) * 1000, 1))
+            await asyncio.sleep(THAW_S)  # until it is used again
+    service_ms = sorted(load.latencies_s)[len(load.latencies_s) // 2] * 1000
+    frozen = {"frozen_ms": FROZEN_S * 1000, "service_ms": round(service_ms, 1)}
+    return row(load, times=times, slowest_each_ms=each_ms, **frozen)
+
+
+async def sigstop(folder: Path, quick: bool) -> Row:
+    return await freezing(folder, {}, 1 if quick else 6)
+
+
+async def control_no_hedging(folder: Path, quick: bool) -> Row:
+    return await freezing(folder, NO_HEDGING, 1 if quick else 2)
 
 
 async def behind_nginx(folder: Path, *, ours: bool) -> Row:
@@ -247,6 +268,10 @@ async def overload_5x(folder: Path, quick: bool) -> Row:
     return await overloading(folder, SHEDDING, 8.0 if quick else 60.0)
 
 
+async def overload_5x_no_hint(folder: Path, quick: bool) -> Row:
+    return await overloading(folder, SHEDDING | NO_HINT, 8.0 if quick else 60.0)
+
+
 async def overload_5x_limit_set(folder: Path, quick: bool) -> Row:
     return await overloading(folder, SHEDDING | LIMIT_SET, 8.0 if quick else 12.0)
 
@@ -261,9 +286,11 @@ BENCHES: tuple[Bench, ...] = (
     rolling_restart,
     control_no_drain,
     sigstop,
+    control_no_hedging,
     nginx_front,
     control_guide_nginx,
     overload_5x,
+    overload_5x_no_hint,
     overload_5x_limit_set,
     control_no_shedding,
 )

@@ -7,7 +7,9 @@ import json
 
 import pytest
 
+from bul.config import ServeConfig
 from bul.router.limit import ConcurrencyLimit
+from bul.testing.replica import running_replica
 from bul.testing.router_net import RouterNet, post
 from bul.testing.until import until
 from bul.testing.upstreams import answering, silent
@@ -35,6 +37,53 @@ def test_good_answers_under_load_raise_the_limit_again_up_to_its_most() -> None:
     for _ in range(99):
         limit.good(9)
     assert limit.now == 10
+
+
+def test_a_late_answer_leaves_as_many_as_would_have_been_in_time() -> None:
+    limit = ConcurrencyLimit(100)
+    for wanted in (50, 25, 12.625):
+        limit.late(100, 1 / 8)
+        assert limit.now == pytest.approx(wanted)
+        for _ in range(int(limit.now)):
+            limit.late(100, 1 / 8)  # all were sent under the old limit
+    limit.late(10, 0.99)
+    assert limit.now == pytest.approx(11 * 0.99)
+
+
+def test_what_a_replica_tells_of_its_slots_is_where_its_limit_begins() -> None:
+    limit = ConcurrencyLimit(256, per_slot=2.0, has_target=True)
+    limit.told(4)
+    assert limit.now == 8
+    for _ in range(99):
+        limit.good(8)
+    assert limit.now > 15
+    limit.told(4)  # nothing new
+    assert limit.now > 15
+    for _ in range(200):
+        limit.late(20, 0.01)
+    assert limit.now == 4
+    limit.told(8)
+    assert limit.now == 16
+
+
+def test_without_a_target_that_limit_only_comes_back_and_zero_believes_nobody() -> None:
+    limit = ConcurrencyLimit(256, per_slot=2.0)
+    limit.told(4)
+    limit.overloaded(8)
+    for _ in range(99):
+        limit.good(8)
+    assert limit.now == 8
+    deaf = ConcurrencyLimit(256)
+    deaf.told(4)
+    assert deaf.now == 256
+
+
+async def test_the_slots_come_with_the_probes(net: RouterNet) -> None:
+    async with running_replica(ServeConfig(port=0, slots=3)) as replica:
+        router = await net.router(replica.url)
+        assert router.replicas[0].limit.now == 6
+        router = await net.router(replica.url, in_flight_per_slot=0)
+        assert router.replicas[0].limit.now == 256
 
 
 def test_the_limit_never_falls_below_one() -> None:

@@ -45,6 +45,7 @@ __all__ = ["command", "make_router"]
 @setting("route.hedge_delay_min_s", "--hedge-delay-min-s", help="Silence before a second replica.")
 @setting("route.residency_tokens", "--residency-tokens", help="KV that a replica keeps, about.")
 @setting("route.in_flight_max", "--in-flight-max", help="Of one replica; adapts below it.")
+@setting("route.in_flight_per_slot", "--in-flight-per-slot", help="Of a replica that tells.")
 @setting("route.first_byte_target_s", "--first-byte-target-s", help="Later is overload; 0: off.")
 @setting("route.queue_max", "--queue-max", help="Requests that may wait for room.")
 @setting("route.queue_deadline_s", "--queue-deadline-s", help="Then they get 429.")

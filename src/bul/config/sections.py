@@ -226,7 +226,8 @@ class RouteConfig:
     residency_tokens: how much KV a replica is believed to keep, by the policy `prefix`.
     hedge_delay_min_s: a prompt whose answer has not begun after this long, nor after twice the
     95th percentile of its kind, goes to a second replica too, within the same budget; 0: never.
-    in_flight_max: requests under way at one replica, at most; a 429, or a first byte later than
+    in_flight_max: requests under way at one replica, at most; in_flight_per_slot: of a replica
+    that tells how many it batches (0: never mind). A 429, or a first byte later than
     first_byte_target_s (0: no target), lowers that replica's limit until its answers are good
     again. queue_max, queue_deadline_s: requests that wait for room, and for how long.
     session_header, session_cookie: where the policy `session` reads whose request it is. explain:
@@ -265,6 +266,7 @@ class RouteConfig:
     hedge_delay_min_s: float = 0.25
     residency_tokens: int = 262_144
     in_flight_max: int = 256
+    in_flight_per_slot: float = 2.0
     first_byte_target_s: float = 0.0
     queue_max: int = 1024
     queue_deadline_s: float = 10.0
@@ -292,6 +294,7 @@ class RouteConfig:
         _in_range("hedge_delay_min_s", self.hedge_delay_min_s, 0, 3600)
         _whole("residency_tokens", self.residency_tokens, 0, 1 << 32)
         _whole("in_flight_max", self.in_flight_max, 1, 1_000_000)
+        _in_range("in_flight_per_slot", self.in_flight_per_slot, 0, 1024)
         _in_range("first_byte_target_s", self.first_byte_target_s, 0, 3600)
         _whole("queue_max", self.queue_max, 0, 1_000_000)
         _in_range("queue_deadline_s", self.queue_deadline_s, 0.05, 3600)

@@ -23,6 +23,7 @@ from bul.router.health import FAILURES_MAX, Prober
 from bul.router.hedge import FirstBytes, Percentile
 from bul.router.http1 import Request, error_response
 from bul.router.judge import Judge
+from bul.router.limit import ConcurrencyLimit
 from bul.router.membership import PATH as MEMBERS
 from bul.router.membership import Discovery, Membership, Resolve, resolve_name
 from bul.router.prompt import Prompt, read_prompt, session_of
@@ -160,7 +161,7 @@ class Router:
                 url,
                 self._changed,
                 residency_tokens=self.config.residency_tokens,
-                in_flight_max=self.config.in_flight_max,
+                limit=self._limit(),
                 stream_gaps=self.stream_gaps,
             )
             for url in urls
@@ -177,6 +178,14 @@ class Router:
             if self._by_prefix and self.config.block_events:
                 self.followers[url] = self._start_follower(wanted[url])
         self._changed()
+
+    def _limit(self) -> ConcurrencyLimit:
+        config = self.config
+        return ConcurrencyLimit(
+            config.in_flight_max,
+            per_slot=config.in_flight_per_slot,
+            has_target=config.first_byte_target_s > 0,
+        )
 
     @property
     def replicas(self) -> tuple[Replica, ...]:

@@ -22,12 +22,16 @@ FAILURES_MAX = 3
 EJECTION_S = 2.0
 EJECTION_S_MAX = 30.0
 STATUS_BYTES_MAX = 1024
+HEADERS_MAX = 32
 TIMED_OUT = "timed out"
+SLOTS_HEADER = b"x-bul-slots"
+"""How many requests the replica batches."""
 
 
 async def probe(replica: Replica, timeout_s: float) -> str:
     """One of "ready", "unready", "down" and "timed out"."""
     writer: asyncio.StreamWriter | None = None
+    slots = 0
     try:
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection(
@@ -37,6 +41,7 @@ async def probe(replica: Replica, timeout_s: float) -> str:
                 b"GET /ready HTTP/1.1\r\nhost: %b\r\nconnection: close\r\n\r\n" % replica.authority
             )
             line = await reader.readline()
+            slots = await _slots(reader)
     except TimeoutError:
         return TIMED_OUT
     except (OSError, ValueError):
@@ -44,7 +49,21 @@ async def probe(replica: Replica, timeout_s: float) -> str:
     finally:
         if writer is not None:
             writer.transport.abort()
+    if slots:
+        replica.limit.told(slots)
     return _meaning(line)
+
+
+async def _slots(reader: asyncio.StreamReader) -> int:
+    """From a header of our own replicas' answer; 0 where there is none."""
+    for _ in range(HEADERS_MAX):
+        line = await reader.readline()
+        name, _, value = line.partition(b":")
+        if name.lower() == SLOTS_HEADER and value.strip().isdigit():
+            return int(value)
+        if line in (b"\r\n", b""):
+            break
+    return 0
 
 
 def _meaning(status_line: bytes) -> str:

@@ -26,6 +26,6 @@ def learn(router: Router, prompt: Prompt, upstream: UpstreamConnection) -> None:
         router.rates.observe(to_compute, upstream.ahead, waited_s * 1000)
     target_s = router.config.first_byte_target_s
     if target_s and waited_s > target_s:
-        replica.limit.overloaded(replica.in_flight)
+        replica.limit.late(upstream.ahead, target_s / waited_s)
     elif upstream.status != 429:
         replica.limit.good(replica.in_flight)

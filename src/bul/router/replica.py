@@ -36,7 +36,7 @@ class Replica:
     """Mutable, one per URL. `in_flight` is counted at dispatch.
 
     on_change: called when the state changed, so that the list of ready ones is made anew.
-    residency_tokens: how much KV it probably keeps. in_flight_max: where its limit begins.
+    residency_tokens: how much KV it probably keeps. limit: of requests under way.
     stream_gaps: those of all replicas, which this one's are like until it has shown its own.
     """
 
@@ -65,7 +65,7 @@ class Replica:
         on_change: Callable[[], None],
         *,
         residency_tokens: int = 0,
-        in_flight_max: int = 256,
+        limit: ConcurrencyLimit | None = None,
         stream_gaps: Percentile | None = None,
     ) -> None:
         self.url = url.rstrip("/")
@@ -76,7 +76,7 @@ class Replica:
         self.state = UNKNOWN
         self.on_change = on_change
         self.in_flight = 0
-        self.limit = ConcurrencyLimit(in_flight_max)
+        self.limit = limit or ConcurrencyLimit(256)
         self.gaps = Gaps(stream_gaps or Percentile())
         self.requests = 0
         self.failures = 0

@@ -174,7 +174,9 @@ class ReplicaApp:
 
     async def _get_ready(self, exchange: Exchange, _: str, __: str) -> None:
         ready, body = self._health.ready()
-        await exchange.respond(200 if ready else 503, msgspec.json.encode(body))
+        runner = self._health.runner
+        slots = () if runner is None else ((b"x-bul-slots", b"%d" % runner.core.slots),)
+        await exchange.respond(200 if ready else 503, msgspec.json.encode(body), headers=slots)
 
     async def _get_metrics(self, exchange: Exchange, tenant: str, _: str) -> None:
         self._only_totals(tenant)
