@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bul.config import RouteConfig
 from bul.errors import ConfigError
@@ -73,6 +73,8 @@ class Router:
         self.waiting = WaitingLine(config.queue_max, config.queue_deadline_s)
         self.more_metrics: Callable[[], str] = str
         """Of whoever runs this router, in Prometheus' text format; shown at /metrics too."""
+        self.more_pages: Mapping[bytes, pages.Page] = {}
+        """Of whoever runs this router, by path."""
         self._gate = gate
         self._text_secret = text_secret
         self.resume_secret = resume_secret
@@ -217,7 +219,7 @@ class Router:
     def handle(self, client: ClientConnection, request: Request) -> None:
         """Answer one of our own pages, or send the request to a replica."""
         path = request.target.partition(b"?")[0]
-        if path in pages.PATHS:
+        if path in pages.PATHS or path in self.more_pages:
             client.write(self._page(path, request))
             client.answered(close=not request.keep_alive)
             return
@@ -335,9 +337,11 @@ class Router:
         close = not request.keep_alive
         if request.method not in (b"GET", b"HEAD"):
             return error_response(405, "only GET is allowed here", "bad_method", close=close)
-        if path in pages.GUARDED and not self._may_see(request):
+        more = self.more_pages.get(path)
+        guarded = path in pages.GUARDED if more is None else more.guarded
+        if guarded and not self._may_see(request):
             return error_response(401, "a valid API key is needed", "no_key", close=close)
-        page = pages.render(self, path, close=close)
+        page = pages.render(self, path, close=close) if more is None else more.whole(close=close)
         if request.method == b"HEAD":
             return page[: page.index(b"\r\n\r\n") + 4]
         return page

@@ -5,7 +5,9 @@ Refuses labels that a client could choose: the only one is a replica's URL, from
 
 from __future__ import annotations
 
+import dataclasses
 import typing
+from collections.abc import Callable
 
 import msgspec
 
@@ -15,7 +17,7 @@ if typing.TYPE_CHECKING:
     from bul.router.app import Router
     from bul.router.events import Follower
 
-__all__ = ["GUARDED", "PATHS", "render"]
+__all__ = ["GUARDED", "PATHS", "Page", "render"]
 
 GUARDED = frozenset((b"/replicas", b"/metrics"))
 PATHS = GUARDED | {b"/health", b"/ready"}
@@ -38,6 +40,22 @@ _COUNTERS = {
     "slow_clients": "Clients whose request came too slowly.",
     "turned_away": "Connections beyond the limit.",
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """One more page of whoever runs the router. guarded: for the operator's key. extra: header
+    lines, each with its CRLF.
+    """
+
+    body: Callable[[], bytes]
+    kind: bytes
+    guarded: bool
+    extra: bytes = b""
+
+    def whole(self, *, close: bool) -> bytes:
+        """The whole response."""
+        return response(200, self.body(), kind=self.kind, extra=self.extra, close=close)
 
 
 def render(router: Router, path: bytes, *, close: bool) -> bytes:
