@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bul.scaling.adaptive import AIM, Adaptive, AdaptiveState, Capacity
+from bul.scaling.adaptive import AIM, MARGIN_MAX, Adaptive, AdaptiveState, Capacity
 from bul.scaling.bounds import Bounds
 from bul.scaling.decide import decide
 from bul.scaling.decision import Decision, Direction
@@ -122,11 +122,17 @@ def test_the_margin_grows_while_too_many_are_slow_and_shrinks_while_too_few() ->
 def test_the_margin_is_bounded_and_stands_still_when_the_target_cannot_be_met() -> None:
     wild = Fleet(policy())
     wild.settle(4.0, ticks=3000, slow_share=1.0)
-    assert wild.state.margin == 8.0
+    assert wild.state.margin == MARGIN_MAX
     impossible = Fleet(policy(target_ms=250.0))
     calm = Fleet(policy(target_ms=250.0)).settle(4.0)
     assert impossible.settle(4.0, slow_share=1.0, ttft_idle_ms=345.0) == calm
     assert impossible.state.margin == impossible.rule.margin_start
+
+
+def test_even_traffic_leaves_the_margin_something_to_work_with() -> None:
+    """Noise of nought times any margin is nought: 0.9 of the work would be all there is."""
+    even = Fleet(policy(), replicas=20)
+    assert even.settle(20.0, ticks=3000, slow_share=0.5) > 20
 
 
 @pytest.mark.parametrize(("idle_ms", "alerts"), [(250.0, False), (250.1, True), (345.0, True)])
