@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -10,9 +13,11 @@ import bul
 from bul import (
     IntelligentAutoScaler,
     KVCacheConfig,
+    MultiRegionCache,
     UltraAdaptiveKVCacheEngine,
     should_scale_up,
 )
+from bul.config import RegionsConfig
 from bul.testing.clock import ManualClock
 from bul.testing.scaling import FakeDriver, FakeSource
 
@@ -62,6 +67,42 @@ def test_the_engine_gets_and_sets_as_in_the_guide() -> None:
 
     # The guide's `if result:` would take the first and the last for misses.
     assert asyncio.run(snippet()) == (b"", None, 0)
+
+
+@pytest.mark.slow
+def test_the_multi_region_cache_gets_and_keeps_as_in_the_guide() -> None:
+    async def snippet() -> tuple[object, ...]:
+        async with two_regions() as (here, there):
+            await there.set("empty", b"")
+            await there.set("zero", 0)
+            found = await here.get("empty"), await here.get("zero"), await here.get("missing")
+            kept = await here.local_cache.get("empty"), await here.local_cache.get("zero")
+            remote = await here.remote_caches["eu-west"].get("zero")
+            return *found, *kept, remote
+
+    # The guide's `if result:` would ask every region for the first two, and never keep them.
+    assert asyncio.run(snippet()) == (b"", 0, None, b"", 0, 0)
+
+
+@contextlib.asynccontextmanager
+async def two_regions() -> AsyncIterator[tuple[MultiRegionCache, MultiRegionCache]]:
+    names = ["us-east", "eu-west"]
+    ports = dict(zip(names, free_ports(2), strict=True))
+    caches = []
+    for name in names:
+        peers = tuple(f"{n}=http://127.0.0.1:{ports[n]}" for n in names if n != name)
+        settings = RegionsConfig(name=name, port=ports[name], peers=peers, peer_secret="s" * 32)
+        caches.append(MultiRegionCache(names, settings=settings))
+    async with caches[0], caches[1]:
+        yield caches[0], caches[1]
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
 
 
 QUIET = {

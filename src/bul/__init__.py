@@ -14,6 +14,7 @@ if typing.TYPE_CHECKING:
     from bul.cache.engine import UltraAdaptiveKVCacheEngine
     from bul.config import KVCacheConfig
     from bul.metrics.snapshot import scaling_metrics
+    from bul.regions.multi_region import MultiRegionCache
     from bul.scaling.loop import IntelligentAutoScaler
     from bul.scaling.rules import should_scale_up
 
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "IntelligentAutoScaler",
     "KVCacheConfig",
+    "MultiRegionCache",
     "UltraAdaptiveKVCacheEngine",
     "__version__",
     "scaling_metrics",
@@ -31,6 +33,7 @@ __all__ = [
 _HOME = {
     "IntelligentAutoScaler": "bul.scaling.loop",
     "KVCacheConfig": "bul.config",
+    "MultiRegionCache": "bul.regions.multi_region",
     "UltraAdaptiveKVCacheEngine": "bul.cache.engine",
     "scaling_metrics": "bul.metrics.snapshot",
     "should_scale_up": "bul.scaling.rules",

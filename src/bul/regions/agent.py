@@ -6,7 +6,8 @@ to do anything for a replica that another region's signature asks for.
 Replicas tell it what they wrote and ask it for what they lack, on loopback, signed with the same
 secret in the region's own name:
 
-    /local/announce  /local/erase  /local/match  /local/get  /local/status  /local/sync
+    /local/announce  /local/erase  /local/match  /local/get  /local/purges
+    /local/status  /local/sync
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ class RegionAgent:
             "erase": self._on_erase,
             "match": self._on_match,
             "get": self._on_get,
+            "purges": self._on_purges,
             "status": self._on_status,
             "sync": self._on_sync,
         }
@@ -143,7 +145,7 @@ class RegionAgent:
             "entries": len(state.catalogue),
             "present": sum(entry.present for entry in state.catalogue),
             "graves": len(state.graves),
-            "purges": state.purges_total,
+            "purge_version": state.purge_version,
             "damaged_total": self.node.damaged_total,
             "refused_requests_total": self._guard.refused_total,
             "refused_future_total": state.refused_future_total,
@@ -197,12 +199,11 @@ class RegionAgent:
 
     async def _on_announce(self, body: bytes) -> bytes:
         offer, _ = m.unpack(body, m.Offer)
-        state = self.node.state
         fresh = [m.entry_of(item, present=True) for item in offer.items]
         # A block that is known was promoted or computed again: it is here now, and was wanted.
         news = [entry for entry in fresh if not (entry.tokens and self._is_known(entry.key))]
         await self.node.announce(news)
-        return m.pack(m.Wanted([state.purges_total]))
+        return m.pack(m.Wanted([]))
 
     def _is_known(self, key: bytes) -> bool:
         entry = self.node.entry(key)
@@ -229,6 +230,9 @@ class RegionAgent:
         pairs = [found[key] for key in message.keys if key in found]
         records = [m.record(item, payload) for item, payload in pairs]
         return m.pack(m.Blocks([item for item, _ in pairs]), records)
+
+    async def _on_purges(self, body: bytes) -> bytes:
+        return m.pack(m.Wanted([self.node.state.purge_version]))
 
     async def _on_status(self, body: bytes) -> bytes:
         return msgspec.json.encode(self.status())

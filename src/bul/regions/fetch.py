@@ -66,9 +66,15 @@ class Fetcher:
         for key in keys:
             self._node.state.lost(key)
         found = await self._gather(list(keys), at_once=at_once)
-        self.found_total += len(found)
         await self._node.take_in(found.values())
-        return found
+        alive = {key: pair for key, pair in found.items() if self._is_alive(pair[0])}
+        self.found_total += len(alive)
+        return alive
+
+    def _is_alive(self, item: m.Item) -> bool:
+        """Not deleted here; who has it may not have heard of that yet."""
+        entry = self._node.entry(item.key)
+        return entry is not None and entry.version >= item.version
 
     async def _gather(self, keys: list[bytes], *, at_once: bool) -> Found:
         links = [peer.link for peer in self._node.peers.values()]

@@ -103,18 +103,24 @@ class RegionNode:
         self.now_s = now_s
         self.pause = pause
         self._expected: dict[bytes, tuple[int, str, float]] = {}
-        self._writing = asyncio.Lock()
+        self.writing = asyncio.Lock()
+        """Held while the store is written, so that catalogue and bytes go in step."""
 
     # what happens here
 
     async def announce(self, entries: Iterable[Entry]) -> list[Entry]:
         """Written in this region: told to all others. Their bytes are in the store, or soon."""
         stamped = [self.state.write(entry, self.wall_ms()) for entry in entries]
-        for entry in stamped:
-            self._tell_all(entry)
+        await self.told(*stamped)
+        return stamped
+
+    async def told(self, *entries: Entry) -> None:
+        """These have their version: tell all others of them, but for what no message can hold."""
+        for entry in entries:
+            if entry.size <= m.PAYLOAD_BYTES_MAX:
+                self._tell_all(entry)
         await self.settle()
         self.on_news()
-        return stamped
 
     async def erase(self, kind: GraveKind, target: bytes) -> Grave:
         """Delete a key, purge a tenant, retire a model: here now, elsewhere as soon as may be."""
@@ -132,7 +138,7 @@ class RegionNode:
             await self._journal.write(changes)
         unwanted, self.state.unwanted = self.state.unwanted, []
         if unwanted:
-            async with self._writing:
+            async with self.writing:
                 get = self.state.catalogue.get
                 await self.store.delete([entry for entry in unwanted if get(entry.key) is None])
 
@@ -207,7 +213,7 @@ class RegionNode:
         """Write what is still wanted; what died while it was written is deleted again."""
         if not fresh:
             return
-        async with self._writing:
+        async with self.writing:
             due = [(entry, data) for entry, data in fresh if self.is_current(entry)]
             kept = await self.store.write(due) if due else []
             dead = [entry for entry, _ in due if self.entry(entry.key) is None]

@@ -177,8 +177,10 @@ class _LinkLoops:
     async def _compare(self) -> None:
         link = self._peer.link
         while True:
+            # Not `wait_for`: in Python 3.11 it may swallow the cancellation that ends this loop.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._due.wait(), self._compare_interval_s)
+                async with asyncio.timeout(self._compare_interval_s):
+                    await self._due.wait()
             self._due.clear()
             if link.breaker.is_open or link.rtt_s is None:
                 continue  # the ping says when it is back

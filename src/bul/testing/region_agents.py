@@ -21,7 +21,7 @@ from bul.regions.catalogue import Entry
 from bul.regions.journal import SqliteJournal
 from bul.regions.wan import FaultProxy, Faults
 
-__all__ = ["SECRET", "MemoryStore", "RegionsHere", "block", "regions_here"]
+__all__ = ["SECRET", "MemoryStore", "RegionsHere", "block", "free_port", "regions_here"]
 
 SECRET = "a secret of these tests, long enough"  # noqa: S105 - of tests
 
@@ -93,7 +93,7 @@ async def regions_here(
 ) -> AsyncIterator[RegionsHere]:
     """All of them, talking."""
     world = RegionsHere()
-    ports = {name: await _free_port() for name in names}
+    ports = {name: await free_port() for name in names}
     async with contextlib.AsyncExitStack() as stack:
         for a, b in itertools.permutations(names, 2):
             proxy = FaultProxy("127.0.0.1", ports[b])
@@ -114,7 +114,8 @@ async def regions_here(
         yield world
 
 
-async def _free_port() -> int:
+async def free_port() -> int:
+    """One that nobody listens on right now."""
     server = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", 0)
     port: int = server.sockets[0].getsockname()[1]
     server.close()
