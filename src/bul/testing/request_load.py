@@ -11,6 +11,7 @@ whole, breaks off, or has another number of tokens than asked for.
 from __future__ import annotations
 
 import asyncio
+import collections
 import itertools
 import types
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from bul.testing.waiting import eventually
 __all__ = ["RequestLoad"]
 
 PROMPTS = 64
+DIAL_S = 5.0
 PAUSE_AFTER_LOSS_S = 0.05
 """So that an outage is a handful of lost requests per second and client, not thousands."""
 
@@ -37,7 +39,7 @@ class RequestLoad:
 
     stream_every: every n-th request is a stream, 0 for none. keep: one connection per client
     instead of one per request. pause_s: between an answer and the next request. question: the
-    text of the n-th request.
+    text of the n-th request. key: the API key.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class RequestLoad:
         pause_s: float = 0.0,
         model: str = "bul-timed",
         question: Callable[[int], str] = _question,
+        key: str = "",
     ) -> None:
         host, _, port = url.removeprefix("http://").partition(":")
         self._where = host, int(port)
@@ -61,6 +64,9 @@ class RequestLoad:
         self._pause_s = pause_s
         self._model = model
         self._question = question
+        self._extra = b"Authorization: Bearer %b\r\n" % key.encode() if key else b""
+        self.by_replica: collections.Counter[bytes] = collections.Counter()
+        """Answers by the replica that the router names."""
         self._numbers = itertools.count(1)
         self._stopping = False
         self._askers: list[asyncio.Task[None]] = []
@@ -114,7 +120,8 @@ class RequestLoad:
                 began_s = loop.time()
                 try:
                     if client is None:
-                        client = RawClient(*await asyncio.open_connection(*self._where))
+                        async with asyncio.timeout(DIAL_S):
+                            client = RawClient(*await asyncio.open_connection(*self._where))
                     await self._ask(client, number)
                 except (OSError, EOFError, TimeoutError, ValueError, LookupError) as error:
                     self.lost.append(f"request {number}: {error!r}")
@@ -136,8 +143,8 @@ class RequestLoad:
     async def _ask(self, client: RawClient, number: int) -> None:
         """One request. Raises one of the errors that mean "lost"."""
         stream = bool(self._stream_every) and number % self._stream_every == 0
-        await client.send(post(self._body(number, stream=stream)))
-        status, _, body = await client.answer()
+        await client.send(post(self._body(number, stream=stream), extra=self._extra))
+        status, headers, body = await client.answer()
         if status != 200:
             raise ValueError(f"status {status}: {body[:200]!r}")
         if stream:
@@ -146,6 +153,7 @@ class RequestLoad:
         else:
             answer = msgspec.json.decode(body, type=dict[str, Any])
             self._judge(answer["usage"])
+        self.by_replica[headers.get(b"x-bul-replica", b"")] += 1
 
     def _judge(self, usage: dict[str, Any]) -> None:
         self.prompt_tokens += usage["prompt_tokens"]
