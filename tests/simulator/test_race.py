@@ -13,11 +13,12 @@ from bul.errors import ConfigError
 from bul.scaling.bounds import Bounds
 from bul.scaling.decision import Direction
 from bul.simulator.arrivals import Arrivals, RateWindows, draw_all, read_workload, thin
-from bul.simulator.compare import COMPARED, Experiment, Score, hours_at, play, settings_of
+from bul.simulator.compare import COMPARED, Experiment, Score, hours_at, play, score, settings_of
 from bul.simulator.oracle import future_of
 from bul.simulator.plot import render
 from bul.simulator.race import arrivals_of, race
 from bul.simulator.replica import PROFILES
+from bul.simulator.report import RegionReport
 from bul.simulator.shapes import SHAPES, shape
 from bul.simulator.table import choose, rows
 
@@ -124,6 +125,7 @@ def test_each_policy_gets_the_same_number_of_settings_and_fixed_every_size() -> 
 def made(first: tuple[float, float], second: tuple[float, float]) -> Score:
     return Score(
         first_violation_share=first[0],
+        first_violation_bound=first[0],
         first_replica_hours=first[1],
         violation_share=second[0],
         worst_5min_share=0.1,
@@ -144,6 +146,27 @@ def test_the_choice_sees_the_first_part_only() -> None:
     assert choose({s: scores[s] for s in (3.0,)}, 0.01) == 3.0
     table, _ = rows({"hpa": scores}, 0.01)
     assert [row["setting"] for row in table if row["chosen"]] == [1.0]
+
+
+def test_half_an_hour_does_not_vouch_for_a_loose_setting() -> None:
+    """Shares of a burst: in a day they count as they are, in half an hour with their error."""
+    at_s = np.arange(0.0, 1800.0, 1.0)
+    ttft_s = np.where(at_s < 15.0, 1.0, 0.1)  # 0.83 % slow, all of them in one stretch
+    report = RegionReport(
+        arrived_s=at_s,
+        ttft_s=ttft_s,
+        tick_s=15.0,
+        replica_seconds=np.full(240, 30.0),
+        steps=(),
+        replicas_max=2,
+    )
+    short, long = score(report, 1800.0, 3600.0, 0.5), score(report, 86_400.0, 2 * 86_400.0, 0.5)
+    assert short.first_violation_share == pytest.approx(15 / 1800)
+    assert short.first_violation_bound > 0.01
+    assert long.first_violation_bound == long.first_violation_share
+    strict = dataclasses.replace(short, first_violation_bound=0.002, first_replica_hours=9.0)
+    assert choose({1.0: [short], 2.0: [strict]}, 0.01) == 2.0
+    assert choose({1.0: [long], 2.0: [dataclasses.replace(strict)]}, 0.01) == 1.0
 
 
 def test_hours_at_lies_between_neighbours_and_is_none_outside() -> None:

@@ -60,6 +60,7 @@ _ASKED = (0.5, 0.8, 1.0, 1.5, 2.6, 6.0)
 EVICTION = "adaptive"
 """The cache's default."""
 FIVE_MINUTES_S = 300.0
+LONG_S = 86_400.0
 BUCKET_REQUESTS_MIN = 20
 """A five-minute stretch with fewer requests says nothing about a share."""
 
@@ -86,9 +87,15 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """One run of one setting with one seed; the first part tunes, the rest counts."""
+    """One run of one setting with one seed; the first part tunes, the rest counts.
+
+    first_violation_bound: what the choice looks at. Of a first part of a day or more, its share; of
+    a shorter one, the share and twice its standard error (from five-minute stretches): half an hour
+    with one burst in it says little, and a loose setting would pass for a good one.
+    """
 
     first_violation_share: float
+    first_violation_bound: float
     first_replica_hours: float
     violation_share: float
     worst_5min_share: float
@@ -190,6 +197,7 @@ def score(report: RegionReport, split_s: float, end_s: float, slo_ttft_s: float)
     first, rest = report.part(0.0, split_s), report.part(split_s, end_s)
     return Score(
         first_violation_share=first.violation_share(slo_ttft_s),
+        first_violation_bound=_bound(first, split_s, slo_ttft_s),
         first_replica_hours=first.replica_hours,
         violation_share=rest.violation_share(slo_ttft_s),
         worst_5min_share=_worst(rest, slo_ttft_s),
@@ -198,6 +206,17 @@ def score(report: RegionReport, split_s: float, end_s: float, slo_ttft_s: float)
         downs=rest.count(Direction.DOWN),
         reversals=rest.reversals(),
     )
+
+
+def _bound(report: RegionReport, lasted_s: float, slo_ttft_s: float) -> float:
+    share = report.violation_share(slo_ttft_s)
+    if lasted_s >= LONG_S or not len(report.arrived_s):
+        return share
+    bucket = (report.arrived_s // FIVE_MINUTES_S).astype(np.int64)
+    counts = np.bincount(bucket)
+    slow = np.bincount(bucket, weights=report.ttft_s > slo_ttft_s)
+    squares = float(((slow - share * counts) ** 2).sum())
+    return share + 2.0 * math.sqrt(squares) / float(counts.sum())
 
 
 def _worst(report: RegionReport, slo_ttft_s: float) -> float:

@@ -19,8 +19,11 @@ Scores = Mapping[float, Sequence[Score]]
 
 
 def choose(scores: Scores, violation_max: float) -> float:
-    """Fewest first-part hours at no more than `violation_max`; else the least violating one."""
-    kept = [s for s in scores if _mean(scores[s], "first_violation_share") <= violation_max]
+    """Fewest first-part hours at no more than `violation_max`; else the least violating one.
+
+    Of a short first part, the violations that it can vouch for (`Score.first_violation_bound`).
+    """
+    kept = [s for s in scores if _mean(scores[s], "first_violation_bound") <= violation_max]
     if kept:
         return min(kept, key=lambda s: _mean(scores[s], "first_replica_hours"))
     return min(scores, key=lambda s: _mean(scores[s], "first_violation_share"))
@@ -83,6 +86,7 @@ def _row(scores: Sequence[Score]) -> dict[str, object]:
             "replica_hours": round(max(hours) - min(hours), 3),
         },
         "first_violation_share": round(_mean(scores, "first_violation_share"), 6),
+        "first_violation_bound": round(_mean(scores, "first_violation_bound"), 6),
         "first_replica_hours": round(_mean(scores, "first_replica_hours"), 3),
     }
 
