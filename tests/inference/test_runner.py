@@ -17,7 +17,7 @@ from bul.inference.timed import TimedCore
 from bul.testing.cores import RecordingCore, ScriptedCore
 from bul.testing.loop_lag import LoopLag
 from bul.testing.replies import reply
-from bul.testing.until import until
+from bul.testing.waiting import until
 
 from .conftest import StartRunner
 

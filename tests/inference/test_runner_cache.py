@@ -20,7 +20,7 @@ from bul.testing.prefix_cache import (
     WrongPrefixCache,
 )
 from bul.testing.replies import Reply, reply
-from bul.testing.until import until
+from bul.testing.waiting import until
 
 from .conftest import StartRunner
 

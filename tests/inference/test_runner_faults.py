@@ -12,7 +12,7 @@ from bul.inference.contract import Sampling
 from bul.testing.cores import RecordingCore
 from bul.testing.prefix_cache import DictPrefixCache
 from bul.testing.replies import Reply, reply
-from bul.testing.until import until
+from bul.testing.waiting import until
 
 from .conftest import StartRunner
 

@@ -13,8 +13,8 @@ from bul.router.app import Router
 from bul.router.replica import DOWN
 from bul.testing.router_net import RouterNet, post
 from bul.testing.tcp_proxy import FaultProxy, Faults
-from bul.testing.until import until
 from bul.testing.upstreams import answering
+from bul.testing.waiting import until
 
 SHORT_OF_THE_END = len(
     b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 3\r\n\r\nfa"

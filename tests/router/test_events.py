@@ -28,8 +28,8 @@ from bul.router.residency import COLD_S_MAX, GRACE_S, Residency
 from bul.testing.replica import ReplicaUnderTest, running_replica
 from bul.testing.router_net import RouterNet, post
 from bul.testing.tcp_proxy import FaultProxy, Faults
-from bul.testing.until import until
 from bul.testing.upstreams import answering, raw
+from bul.testing.waiting import until
 
 SMALL = KVCacheConfig(max_tokens=4096)
 

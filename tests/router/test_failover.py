@@ -12,8 +12,8 @@ from bul.router.app import Router
 from bul.router.health import TIMED_OUT, Prober
 from bul.router.replica import DOWN, READY, UNREADY, Replica
 from bul.testing.router_net import RouterNet, post
-from bul.testing.until import until
 from bul.testing.upstreams import answering, raw, silent, streaming
+from bul.testing.waiting import until
 
 
 async def _load(net: RouterNet, router: Router, *, clients: int, each: int) -> list[int]:

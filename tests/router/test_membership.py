@@ -24,9 +24,8 @@ from bul.testing.clock import ManualClock
 from bul.testing.region_process import bul_process
 from bul.testing.request_load import RequestLoad
 from bul.testing.router_net import RouterNet, post
-from bul.testing.until import until
 from bul.testing.upstreams import answering
-from bul.testing.waiting import eventually
+from bul.testing.waiting import eventually, until
 
 URL = "http://10.0.0.1:8002"
 

@@ -11,8 +11,8 @@ from bul.config import ServeConfig
 from bul.router.limit import ConcurrencyLimit
 from bul.testing.replica import running_replica
 from bul.testing.router_net import RouterNet, post
-from bul.testing.until import until
 from bul.testing.upstreams import answering, silent
+from bul.testing.waiting import until
 
 
 def test_an_overload_takes_a_tenth_once_for_all_that_was_under_way() -> None:

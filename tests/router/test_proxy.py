@@ -13,7 +13,6 @@ from bul.config import RouteConfig
 from bul.errors import ConfigError
 from bul.router.app import Router
 from bul.testing.router_net import RouterNet, post
-from bul.testing.until import until
 from bul.testing.upstreams import (
     STREAM_HEAD,
     Behaviour,
@@ -23,6 +22,7 @@ from bul.testing.upstreams import (
     silent,
     streaming,
 )
+from bul.testing.waiting import until
 
 GET = b"GET /v1/models HTTP/1.1\r\nHost: bul\r\n\r\n"
 EVENTS = [b'data: {"n":%d}\n\n' % number for number in range(50)] + [b"data: [DONE]\n\n"]

@@ -20,8 +20,8 @@ from bul.router.stream_record import KEEP_BYTES_MAX, StreamRecord
 from bul.testing.replica import INSTANT, running_replica
 from bul.testing.router_net import RouterNet, post
 from bul.testing.tcp_proxy import FaultProxy, Faults
-from bul.testing.until import until
 from bul.testing.upstreams import streaming
+from bul.testing.waiting import until
 
 CHAT: dict[str, Any] = {
     "model": "bul-timed",

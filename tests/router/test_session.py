@@ -12,8 +12,8 @@ from bul.router.http1 import Request
 from bul.router.prompt import NO_PROMPT, session_of
 from bul.router.route import pick, score_session
 from bul.testing.router_net import CHAT, RouterNet, post
-from bul.testing.until import until
 from bul.testing.upstreams import answering, raw, silent, streaming
+from bul.testing.waiting import until
 
 NAMES = [b"10.0.0.%d:8002" % number for number in range(5)]
 

@@ -13,7 +13,7 @@ from bul.inference.contract import Sampling
 from bul.inference.timed import TimedCore
 from bul.service.protocol import MESSAGE_BYTES_MAX
 from bul.testing.replica import INSTANT, ReplicaUnderTest, running_replica
-from bul.testing.until import until
+from bul.testing.waiting import until
 
 pytestmark = pytest.mark.security
 MODEL = "bul-timed"

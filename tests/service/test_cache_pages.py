@@ -14,7 +14,7 @@ from bul.config import ServeConfig
 from bul.inference.timed import TimedCore
 from bul.service.cache_pages import Explainer
 from bul.testing.replica import INSTANT, ReplicaUnderTest, running_replica
-from bul.testing.until import until
+from bul.testing.waiting import until
 
 MODEL = "bul-timed"
 PROMPT = "word" * 200

@@ -8,7 +8,7 @@ import pytest
 
 from bul.config import ServeConfig, TimedConfig
 from bul.testing.replica import ReplicaUnderTest, running_replica
-from bul.testing.until import until
+from bul.testing.waiting import until
 
 pytestmark = pytest.mark.security
 MODEL = "bul-timed"

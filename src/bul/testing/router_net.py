@@ -11,8 +11,8 @@ from typing import Any
 
 from bul.config import RouteConfig
 from bul.router.app import Router
-from bul.testing.until import until
 from bul.testing.upstreams import FakeUpstream
+from bul.testing.waiting import until
 
 __all__ = ["CHAT", "RawClient", "RouterNet", "post"]
 

@@ -1,4 +1,4 @@
-"""Waiting for what other processes do, without sleeping a fixed time.
+"""Waiting for what other threads and processes do, without sleeping a fixed time.
 
 Refuses to wait for ever: what does not come true in time is an AssertionError that says what.
 """
@@ -11,13 +11,16 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-__all__ = ["eventually", "is_alive"]
+__all__ = ["eventually", "is_alive", "until"]
 
 POLL_S = 0.02
 
 
 async def eventually(
-    what: str, predicate: Callable[[], bool | Awaitable[bool]], deadline_s: float = 20.0
+    what: str,
+    predicate: Callable[[], bool | Awaitable[bool]],
+    deadline_s: float = 20.0,
+    poll_s: float = POLL_S,
 ) -> None:
     """Return once `predicate()` is true; `what` is the sentence that should have come true."""
     end_s = time.monotonic() + deadline_s
@@ -28,7 +31,12 @@ async def eventually(
         if outcome:
             return
         assert time.monotonic() < end_s, f"not within {deadline_s} s: {what}"
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(poll_s)
+
+
+async def until(condition: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
+    """`eventually` for a state of this process, looked at each millisecond."""
+    await eventually(str(condition), condition, timeout_s, poll_s=0.001)
 
 
 def is_alive(pid: int) -> bool:
