@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import pytest
 
 from bul.blocks.format import RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES
 from bul.blocks.identity import Identity
@@ -17,38 +13,8 @@ from bul.cache.tiers.disk import DiskTier, open_disk_tier
 from bul.cache.tiers.disk.append import segment_bytes_for
 from bul.config import KVCacheConfig
 from bul.testing.clock import ManualClock
+from bul.testing.disk_folder import IDENTITY, MIB, Open, crash, segments_of
 from bul.testing.tier_contract import chain_of_records, keys_of, read
-
-IDENTITY = b"i" * 32
-MIB = 1 << 20
-Open = Callable[..., DiskTier]
-
-
-@pytest.fixture
-def open_tier(tmp_path: Path) -> Iterator[Open]:
-    """Opens tiers over one folder; closes what the test left open."""
-    tiers: list[DiskTier] = []
-
-    def opened(identity: Identity | bytes = IDENTITY, **options: object) -> DiskTier:
-        options = {"bytes_max": 64 * MIB, "fsync": "none", **options}
-        tier = DiskTier(tmp_path / "kv", identity, **options)  # type: ignore[arg-type]  # by name
-        tiers.append(tier)
-        return tier
-
-    yield opened
-    for tier in tiers:
-        tier.close()
-
-
-def segments_of(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("*.seg"))
-
-
-def crash(folder: Path) -> Path:
-    """What a kill -9 of everybody leaves: a copy of the folder as it lies there now."""
-    after = folder.with_name("after-crash")
-    shutil.copytree(folder, after)
-    return after
 
 
 def du_bytes(folder: Path) -> int:

@@ -3,54 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
 
 import pytest
 
-from bul.cache.contract import Tier
-from bul.cache.engine import UltraAdaptiveKVCacheEngine
-from bul.config import KVCacheConfig
 from bul.errors import TierUnavailable
 from bul.testing.clock import ManualClock
-from bul.testing.engines import BLOCK_TOKENS, WAIT_S, cached, chain, payloads, settled, store
+from bul.testing.engines import (
+    BLOCK_TOKENS,
+    WAIT_S,
+    MakeEngine,
+    cached,
+    chain,
+    filled,
+    payloads,
+    settled,
+    store,
+)
 from bul.testing.tiers import Fault, FaultyTier, MemoryTier
-
-MakeEngine = Callable[..., UltraAdaptiveKVCacheEngine]
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-def make(clock: ManualClock) -> Iterator[MakeEngine]:
-    engines: list[UltraAdaptiveKVCacheEngine] = []
-
-    def build(*tiers: Tier, block_bytes: int = 64, **settings: object) -> object:
-        settings = {"eviction": "lru", "block_tokens": BLOCK_TOKENS, "max_tokens": 400} | settings
-        engine = UltraAdaptiveKVCacheEngine(
-            KVCacheConfig(**settings),  # type: ignore[arg-type]  # a mixed dict
-            tiers=tiers,
-            clock=clock,
-            block_bytes=block_bytes,
-        )
-        engines.append(engine)
-        return engine
-
-    yield build  # type: ignore[misc]  # keywords vary
-    for engine in engines:
-        engine.close()
-
-
-def filled(keys: list[bytes], make: MakeEngine) -> MemoryTier:
-    """A tier that an engine wrote `keys` to."""
-    tier = MemoryTier()
-    engine = make(tier)
-    store(engine, keys)
-    assert engine.flush(WAIT_S)
-    tier.calls.clear()
-    return tier
 
 
 def gets(tier: MemoryTier) -> list[int]:

@@ -2,53 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-import pytest
-
-from bul.cache.contract import Tier
-from bul.cache.engine import UltraAdaptiveKVCacheEngine
-from bul.config import KVCacheConfig
 from bul.testing.clock import ManualClock
-from bul.testing.engines import BLOCK_TOKENS, WAIT_S, cached, chain, store
+from bul.testing.engines import BLOCK_TOKENS, WAIT_S, MakeEngine, cached, chain, filled, store
 from bul.testing.tiers import Fault, FaultyTier, MemoryTier
-
-MakeEngine = Callable[..., UltraAdaptiveKVCacheEngine]
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-def make(clock: ManualClock) -> Iterator[MakeEngine]:
-    engines: list[UltraAdaptiveKVCacheEngine] = []
-
-    def build(*tiers: Tier, block_bytes: int = 64, **settings: object) -> object:
-        settings = {"eviction": "lru", "block_tokens": BLOCK_TOKENS, "max_tokens": 400} | settings
-        engine = UltraAdaptiveKVCacheEngine(
-            KVCacheConfig(**settings),  # type: ignore[arg-type]  # a mixed dict
-            tiers=tiers,
-            clock=clock,
-            block_bytes=block_bytes,
-        )
-        engines.append(engine)
-        return engine
-
-    yield build  # type: ignore[misc]  # keywords vary
-    for engine in engines:
-        engine.close()
-
-
-def filled(keys: list[bytes], make: MakeEngine) -> MemoryTier:
-    """A tier that an engine wrote `keys` to."""
-    tier = MemoryTier()
-    engine = make(tier)
-    store(engine, keys)
-    assert engine.flush(WAIT_S)
-    tier.calls.clear()
-    return tier
 
 
 def test_a_full_write_queue_drops_and_counts_and_ram_keeps(make: MakeEngine) -> None:

@@ -6,15 +6,29 @@ It refuses to wait for ever: a match that does not settle in WAIT_S fails the te
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bul.blocks.chain import block_keys, chain_root
 from bul.blocks.prefix import PrefixCache, PrefixMatch, RequestFacts
+from bul.cache.engine import UltraAdaptiveKVCacheEngine
+from bul.testing.tiers import MemoryTier
 
-__all__ = ["BLOCK_TOKENS", "WAIT_S", "cached", "chain", "payloads", "settled", "store"]
+__all__ = [
+    "BLOCK_TOKENS",
+    "WAIT_S",
+    "MakeEngine",
+    "cached",
+    "chain",
+    "filled",
+    "payloads",
+    "settled",
+    "store",
+]
 
 BLOCK_TOKENS = 4
 WAIT_S = 30.0
+MakeEngine = Callable[..., UltraAdaptiveKVCacheEngine]
+"""An engine over the tiers given, with settings by name."""
 
 
 def chain(blocks: int, first_token: int = 0, *, identity: bytes = bytes(32)) -> list[bytes]:
@@ -56,3 +70,13 @@ def cached(cache: PrefixCache, keys: Sequence[bytes], size: int = 64) -> int:
     assert [bytes(block) for block in match.blocks] == payloads(keys, size)[: len(match.blocks)]
     match.release()
     return len(match.blocks)
+
+
+def filled(keys: Sequence[bytes], make: MakeEngine) -> MemoryTier:
+    """A tier that an engine wrote `keys` to."""
+    tier = MemoryTier()
+    engine = make(tier)
+    store(engine, keys)
+    assert engine.flush(WAIT_S)
+    tier.calls.clear()
+    return tier
