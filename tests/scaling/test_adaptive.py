@@ -81,6 +81,14 @@ def test_it_comes_down_only_after_the_hold_and_without_turning() -> None:
     assert not [d for at_s, d in fleet.steps if at_s > downs[0][0] and d.direction is Direction.UP]
 
 
+def test_the_fleet_that_it_finds_is_kept_for_a_hold() -> None:
+    """One quiet first tick says nothing: ten replicas were wanted by somebody."""
+    fleet = Fleet(policy(), replicas=10)
+    ticks = int(fleet.rule.hold_s // TICK_S)
+    assert fleet.settle(1.0, ticks=ticks) == 10
+    assert fleet.settle(1.0, ticks=10) < 10
+
+
 def test_a_longer_cold_start_waits_longer_before_it_comes_down() -> None:
     assert policy(cold_start_s=30.0).hold_s < policy(cold_start_s=300.0).hold_s
 

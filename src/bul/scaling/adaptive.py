@@ -15,19 +15,21 @@ Each tick, in units of "one replica fully at work":
 The reply length is learnt from finished requests, over two minutes; nothing is known of the
 future. Traffic is bursty for minutes and then calm again, which is why the noise has two memories.
 Errors of a forecast grow like a small power of the load (bursts of independent users even out), so
-a percentage as headroom is too much at noon and too little at night. The constants were searched
-on the first week of one production pool's rates, one seed; what another pool needs differs, and the
-margin below makes up for it.
+a percentage as headroom is too much at noon and too little at night. Memories, power, share, hold
+and the first margin were searched on the first week of one production pool's rates, one seed, and
+the first steps of the margin on two hours of other services; REPLY_S, USUAL_S, RECENT_S, GAIN and
+AIM stem from an earlier search on both weeks. What another pool needs differs; the margin below
+makes up for it.
 
 The margin is the only thing that must be right, and nobody can know it beforehand: so it is
 controlled. After each tick it moves by
 
     gain * (slow requests - asked share * requests) / (asked share * usual requests)
 
-(five times that in the first hours), which holds the long-run share of slow requests at the one
-asked for, whatever the traffic does (Gibbs and Candes 2021, adaptive conformal inference; the
-proportional term is from Angelopoulos, Candes and Tibshirani 2023, conformal PID control). It is
-bounded, and stands still while even an idle replica misses the target.
+(21 times that at first, hardly more after some hours), which holds the long-run share of slow
+requests at the one asked for, whatever the traffic does (Gibbs and Candes 2021, adaptive conformal
+inference; the proportional term is from Angelopoulos, Candes and Tibshirani 2023, conformal PID
+control). It is bounded, and stands still while even an idle replica misses the target.
 
 Worked number: mean 4.2, noise2 0.09, margin 4: need = 3.8 + 4 * 0.3 * 1.24 = 5.3 replicas.
 
@@ -58,8 +60,8 @@ something to work with."""
 SHARE, POWER = 0.9, 0.15
 MARGIN_MIN, MARGIN_MAX = -0.5, 16.0
 GAIN, GAIN_RECENT, RECENT_MAX = 0.0005 / 15.0, 0.1, 30.0
-GAIN_FIRST, SETTLE_S = 4.0, 28_800.0
-"""The first margin is a guess: steps are five times as long at first, and settle in hours."""
+GAIN_FIRST, SETTLE_S = 20.0, 7_200.0
+"""The first margin is a guess: steps are 21 times as long at first, and settle in hours."""
 HOLD_BASE_S, HOLD_PER_COLD_START = 300.0, 3.0
 AIM = 0.93
 """Of the share asked: the margin is always a little late, which costs some percent of it."""
@@ -249,6 +251,8 @@ class Adaptive:
                 requests_per_second=rate,
                 usual_per_second=rate,
                 margin=self.margin_start,
+                # Somebody wanted the fleet that is there: it is kept for a hold, too.
+                peaks=((now_s, float(signals.replicas_ready + signals.replicas_pending)),),
             )
         elapsed_s = now_s - state.at_s
         peaks = state.peaks
