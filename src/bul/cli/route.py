@@ -49,6 +49,7 @@ __all__ = ["command", "make_router"]
 @setting("route.first_byte_target_s", "--first-byte-target-s", help="Later is overload; 0: off.")
 @setting("route.queue_max", "--queue-max", help="Requests that may wait for room.")
 @setting("route.queue_deadline_s", "--queue-deadline-s", help="Then they get 429.")
+@setting("route.fair", "--fair", help="Keys take turns by tokens, not by arrival.")
 @setting("route.drain_s", "--drain-s", help="For running answers after SIGTERM.")
 @setting("up.log_format", "--log-format")
 def command(**values: object) -> None:
@@ -84,6 +85,7 @@ def make_router(settings: Settings, keys: typing.Mapping[str, str] | None = None
     """
     from bul.blocks.text_chain import text_secret
     from bul.router.app import Router
+    from bul.router.quota import Quotas
     from bul.service.auth import Gate, check_bind
 
     keys = settings.keys if keys is None else keys
@@ -99,6 +101,7 @@ def make_router(settings: Settings, keys: typing.Mapping[str, str] | None = None
         gate=may_see,
         resume_secret=settings.resume_secret,
         text_secret=text_secret(settings.serve.cache_secret),
+        quotas=Quotas(settings.key_limits, gate.tenant_of),
     )
     if settings.route.explain:
         router.judge.explain = _explain

@@ -4,8 +4,8 @@ Open `sections.py` first: one dataclass per section of `bul.toml`; `load.py` rea
 """
 
 from bul.config.accounts import AccountsConfig
+from bul.config.keys import KEY_NAME, PRIORITIES, KeyLimits
 from bul.config.load import (
-    KEY_NAME,
     Origin,
     Settings,
     child_environment,
@@ -28,9 +28,11 @@ from bul.config.sections import (
 __all__ = [
     "EVICTION_POLICIES",
     "KEY_NAME",
+    "PRIORITIES",
     "SCENARIOS",
     "AccountsConfig",
     "KVCacheConfig",
+    "KeyLimits",
     "Origin",
     "RegionsConfig",
     "RouteConfig",

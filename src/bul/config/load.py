@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -20,13 +19,14 @@ from pathlib import Path
 import msgspec
 
 from bul.config.accounts import AccountsConfig
+from bul.config.drivers import ComposeConfig, KubernetesConfig, RayConfig
+from bul.config.keys import KeyLimits, read_keys
 from bul.config.regions import RegionsConfig
 from bul.config.scale import ScaleConfig
 from bul.config.sections import KVCacheConfig, RouteConfig, ServeConfig, TimedConfig, UpConfig
 from bul.errors import ConfigError
 
 __all__ = [
-    "KEY_NAME",
     "Origin",
     "Settings",
     "child_environment",
@@ -56,15 +56,14 @@ SECTIONS: dict[str, type] = {
     "regions": RegionsConfig,
 }
 KEYS_SECTION = "keys"
-SHA256_HEX = re.compile(r"[0-9a-f]{64}")
-KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """Every section, with `origins` naming the source of "section.field". Frozen.
 
-    keys: name -> SHA-256 of the API key, 64 hex digits. file: what was read, None if nothing.
+    keys: name -> SHA-256 of the API key, 64 hex digits. key_limits: of the keys that have any.
+    file: what was read, None if nothing.
     """
 
     accounts: AccountsConfig = AccountsConfig()
@@ -82,6 +81,7 @@ class Settings:
     def values(self) -> dict[str, object]:
         """Values by "section.field", in the order of the sections; the keys' hashes last."""
         found: dict[str, object] = {}
+    key_limits: Mapping[str, KeyLimits] = dataclasses.field(default_factory=dict)
         for section, kind in SECTIONS.items():
             part = getattr(self, section)
             for field in dataclasses.fields(kind):
@@ -124,14 +124,15 @@ def load_settings(
     keys: Mapping[str, str] = {}
     if file is not None:
         document = _read_file(file)
-        keys = _keys(document.pop(KEYS_SECTION, {}), str(file))
+        keys, limits = read_keys(document.pop(KEYS_SECTION, {}), str(file))
         merged |= _from_document(document, str(file))
     merged |= _from_environment(environ)
     merged |= {key: _from_flag(key, *given) for key, given in (flags or {}).items()}
+    limits: Mapping[str, KeyLimits] = {}
     sections = {name: _section(name, kind, merged) for name, kind in SECTIONS.items()}
     origins = {key: origin for key, (origin, _) in merged.items()}
     origins |= {f"{KEYS_SECTION}.{name}": str(file) for name in keys}
-    return Settings(**sections, keys=keys, origins=origins, file=file)
+    return Settings(**sections, keys=keys, key_limits=limits, origins=origins, file=file)
 
 
 def child_environment(
@@ -284,15 +285,3 @@ def _section(name: str, kind: type, merged: Mapping[str, tuple[Origin, object]])
         field = str(error).partition(" ")[0]
         origin, _ = merged.get(f"{name}.{field}", ("the defaults", None))
         raise ConfigError(f"[{name}] {error}, from {origin}") from error
-
-
-def _keys(table: object, source: str) -> Mapping[str, str]:
-    if not isinstance(table, dict):
-        raise ConfigError(f"{source}: {KEYS_SECTION} must be a section, [{KEYS_SECTION}]")
-    for name, digest in table.items():
-        if not KEY_NAME.fullmatch(name):
-            raise ConfigError(f"{source}: key name {name!r} may hold letters, digits, . _ -")
-        if not isinstance(digest, str) or not SHA256_HEX.fullmatch(digest):
-            hint = "make one with `bul keys create`; the key itself never belongs in the file"
-            raise ConfigError(f"{source}: [keys] {name} must be 64 hex digits", hint=hint)
-    return table

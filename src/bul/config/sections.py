@@ -229,7 +229,8 @@ class RouteConfig:
     in_flight_max: requests under way at one replica, at most; in_flight_per_slot: of a replica
     that tells how many it batches (0: never mind). A 429, or a first byte later than
     first_byte_target_s (0: no target), lowers that replica's limit until its answers are good
-    again. queue_max, queue_deadline_s: requests that wait for room, and for how long.
+    again. queue_max, queue_deadline_s: requests that wait for room, and for how long;
+    fair: keys take turns by the tokens that they got, instead of first come, first served.
     session_header, session_cookie: where the policy `session` reads whose request it is. explain:
     log the scores of every decision. block_events: follow what replicas tell of their caches, with
     the key operator_secret if they ask for one. members: replicas may join by themselves, with the
@@ -272,6 +273,7 @@ class RouteConfig:
     queue_deadline_s: float = 10.0
     drain_s: float = 30.0
     resume_secret: str = ""
+    fair: bool = True
 
     def __post_init__(self) -> None:
         _whole("port", self.port, 0, 65535)

@@ -27,6 +27,7 @@ from bul.router.limit import ConcurrencyLimit
 from bul.router.membership import PATH as MEMBERS
 from bul.router.membership import Discovery, Membership, Resolve, resolve_name
 from bul.router.prompt import Prompt, read_prompt, session_of
+from bul.router.quota import OverLimit, Quotas
 from bul.router.rates import Rates
 from bul.router.replica import IDLE_S, READY, REMOVED, Replica
 from bul.router.waiting import WaitingLine
@@ -56,6 +57,7 @@ class Router:
         gate: Gate = lambda _headers: True,
         text_secret: bytes = b"",
         resume_secret: str | None = "",
+        quotas: Quotas | None = None,
         resolve: Resolve = resolve_name,
     ) -> None:
         self.config = config
@@ -64,13 +66,14 @@ class Router:
         """The time, as of the last sweep: deadlines are no finer than that."""
         self.arrivals = self.completed = self.cancelled = self.retries = self.refused = 0
         self.broken = self.timeouts = self.invalid = self.slow_clients = self.turned_away = 0
-        self.hedges = self.hedges_won = self.resumed = 0
+        self.hedges = self.hedges_won = self.resumed = self.over_limit = 0
         self.rates = Rates()
         self.first_bytes = FirstBytes(config.hedge_delay_min_s)
         self.stream_gaps = Percentile()
         """The longest gaps of all replicas' streams."""
         self.hedges_at_all = config.hedge_delay_min_s > 0
-        self.waiting = WaitingLine(config.queue_max, config.queue_deadline_s)
+        self.waiting = WaitingLine(config.queue_max, config.queue_deadline_s, fair=config.fair)
+        self.quotas = quotas or Quotas({}, lambda _headers: None)
         self.more_metrics: Callable[[], str] = str
         """Of whoever runs this router, in Prometheus' text format; shown at /metrics too."""
         self.more_pages: Mapping[bytes, pages.Page] = {}
@@ -233,9 +236,22 @@ class Router:
         prompt = read_prompt(request, hints=self._by_prefix, secret=self._text_secret)
         if self._session is not None:
             prompt = prompt.of_session(session_of(request, *self._session))
-        exchange = Exchange(self, client, request, prompt)
+        charge = None
+        if self.quotas.limits_at_all:
+            try:
+                charge = self.quotas.admit(request, prompt, self.coarse_s)
+            except OverLimit as over:
+                self._refuse(client, request, over)
+                return
+        exchange = Exchange(self, client, request, prompt, charge)
         client.exchange = exchange
         exchange.dispatch()
+
+    def _refuse(self, client: ClientConnection, request: Request, over: OverLimit) -> None:
+        self.over_limit += 1
+        close, seconds, code = not request.keep_alive, over.retry_after_s, "rate_limit_exceeded"
+        client.write(error_response(429, str(over), code, close=close, retry_after_s=seconds))
+        client.answered(close=close)
 
     # What exchanges call.
 

@@ -16,17 +16,16 @@ from __future__ import annotations
 import math
 import typing
 
-from bul.router.ending import GiveUp
+from bul.router.client_side import ClientSide
 from bul.router.http1 import Request
 from bul.router.lessons import learn
 from bul.router.prompt import Prompt
+from bul.router.quota import Charge
 from bul.router.replica import DOWN, READY, REMOVED, UNREADY, Replica
-from bul.router.resuming import OFFER_LINE, RESUMES_MAX, repeats, request_to_go_on
-from bul.router.stream_record import StreamRecord
+from bul.router.resuming import OFFER_LINE, Continuation
 from bul.router.upstream import UpstreamConnection
 
 if typing.TYPE_CHECKING:
-    from bul.inference.resume import Sent
     from bul.router.app import Router
     from bul.router.client import ClientConnection
 
@@ -41,36 +40,34 @@ before that request came: keep-alive timers are seconds, journeys are millisecon
 """
 
 
-class Exchange(GiveUp):
+class Exchange(ClientSide):
     """Lives from a request's last byte to its answer's. All methods run in the event loop.
 
-    upstream: the try that shall answer; None in line. rival: an earlier one that still may.
-    last_s: when something last came, as coarse as the sweep. hedge_s: when a second replica is
-    asked.
+    _rival: an earlier try than `upstream`, that still may answer. hedge_s: when a second replica
+    is asked.
     """
 
     __slots__ = (
-        "_longest_gap_s", "_record", "_resumes", "_rival", "_sent", "_stale", "_tried", "hedge_s",
-        "last_s", "prompt", "request", "started", "upstream",
+        "_charge", "_rival", "_stale", "_stream", "_tried", "hedge_s", "prompt", "request",
     )  # fmt: skip
 
     def __init__(
-        self, router: Router, client: ClientConnection, request: Request, prompt: Prompt
+        self,
+        router: Router,
+        client: ClientConnection,
+        request: Request,
+        prompt: Prompt,
+        charge: Charge | None = None,
     ) -> None:
         super().__init__(router, client)
         self.request = request
         self.prompt = prompt
-        self.upstream: UpstreamConnection | None = None
-        self.started = False
-        self.last_s = router.coarse_s
         self.hedge_s = math.inf
         self._rival: UpstreamConnection | None = None
         self._tried: tuple[Replica, ...] = ()
         self._stale = 0
-        self._record: StreamRecord | None = None
-        self._sent: Sent | None = None
-        self._resumes = 0
-        self._longest_gap_s = 0.0
+        self._stream: Continuation | None = None
+        self._charge = charge
 
     @property
     def replica(self) -> Replica | None:
@@ -122,7 +119,7 @@ class Exchange(GiveUp):
     def expire(self, now_s: float) -> None:
         """Nothing came for too long, neither room nor an answer."""
         if self._in_line:
-            self._shed()
+            self.shed()
             return
         self.deadline_s = self.last_s + self._router.config.response_timeout_s
         if self.deadline_s >= now_s:
@@ -132,16 +129,6 @@ class Exchange(GiveUp):
         if self.replica is not None:
             self._router.failed(self.replica)
         self._failed("the replica did not answer in time", status=504)
-
-    def pause(self) -> None:
-        """The client reads slowly: let the replica's socket fill up."""
-        if self.upstream is not None and self.upstream.transport is not None:
-            self.upstream.transport.pause_reading()
-
-    def resume(self) -> None:
-        self.last_s = self._router.coarse_s
-        if self.upstream is not None and self.upstream.transport is not None:
-            self.upstream.transport.resume_reading()
 
     # What an upstream connection calls.
 
@@ -156,7 +143,7 @@ class Exchange(GiveUp):
         if upstream is self._rival:
             self._rival_lost()
             return True
-        goes_on = self._sent is not None
+        goes_on = self._stream is not None
         if self._rival is None and not goes_on and not router.may_retry((*self._tried, replica)):
             return False
         if upstream.status == 503 and replica.state == READY:
@@ -172,8 +159,11 @@ class Exchange(GiveUp):
         """The first bytes for the client."""
         self.started = True
         self.last_s = self._router.coarse_s
-        if upstream.tells_tokens:
-            self._record = StreamRecord()
+        secret = self._router.resume_secret
+        if upstream.tells_tokens and secret is not None:
+            self._stream = Continuation(self.request, secret)
+        if self._charge is not None:
+            self._charge.saw(data)
         learn(self._router, self.prompt, upstream)
         assert self._client is not None
         self._client.write(data)
@@ -184,16 +174,19 @@ class Exchange(GiveUp):
             self._promote_rival()
         now_s = self._router.coarse_s
         if now_s != self.last_s:
-            self._longest_gap_s = max(self._longest_gap_s, now_s - self.last_s)
+            if (stream := self._stream) is not None:
+                stream.longest_gap_s = max(stream.longest_gap_s, now_s - self.last_s)
             self.last_s = now_s
-        if self._record is not None:
-            self._record.add(data)
+        if self._stream is not None:
+            self._stream.add(data)
+        if self._charge is not None:
+            self._charge.saw(data)
         assert self._client is not None
         self._client.write(data)
 
     def cannot_resume(self) -> None:
         """From now on the answer goes through as it comes."""
-        self._record = None
+        self._stream = None
 
     def ended(
         self, upstream: UpstreamConnection, *, reusable: bool, by_closing: bool = False
@@ -205,8 +198,10 @@ class Exchange(GiveUp):
         client, self._client = self._client, None
         replica = upstream.replica
         assert client is not None
-        if self._record is not None:
-            replica.gaps.observe(self._longest_gap_s)
+        if self._stream is not None:
+            replica.gaps.observe(self._stream.longest_gap_s)
+        if self._charge is not None:
+            self._charge.settle()
         self._release(close=False)
         self._router.completed += 1
         replica.failures_in_a_row = 0
@@ -252,7 +247,7 @@ class Exchange(GiveUp):
     def _is_stalled(self, now_s: float, *, is_out: bool) -> bool:
         """Whether a stream that could go on elsewhere has been silent for too long."""
         client, upstream = self._client, self.upstream
-        if self._record is None or client is None or client.write_paused or upstream is None:
+        if self._stream is None or client is None or client.write_paused or upstream is None:
             return False
         delay_s = upstream.replica.gaps.delay_s(self._router.config.hedge_delay_min_s)
         silent_s = now_s - self.last_s
@@ -263,26 +258,19 @@ class Exchange(GiveUp):
         if self.started:
             tried = (upstream.replica,)  # who failed before may have come back
         other = router.pick(self.prompt, tried)
-        sent = self._to_go_on_after() if self.started else None
-        if other is None or (self.started and sent is None):
+        if other is None:
+            return
+        sent = self._stream.sent_so_far() if self._stream is not None else None
+        if self.started and sent is None:
             return
         if not (is_out or router.may_retry(tried)):
             return
         router.hedges += 1
         router.probe_soon(upstream.replica)
-        self._rival, self._tried, self._sent = upstream, tried, sent
+        self._rival, self._tried = upstream, tried
+        if self._stream is not None:
+            self._stream.sent = sent
         self._send(other)
-
-    def _to_go_on_after(self) -> Sent | None:
-        """What was sent of a stream, if another replica can take it up."""
-        record, router = self._record, self._router
-        if record is None or router.resume_secret is None or self._resumes >= RESUMES_MAX:
-            return None
-        if not self._resumes and not repeats(self.request):
-            self._record = None
-            return None
-        sent = record.sent()
-        return None if record.done else sent
 
     def _send(self, replica: Replica) -> None:
         router, prompt = self._router, self.prompt
@@ -305,18 +293,18 @@ class Exchange(GiveUp):
         upstream.begin(
             self,
             self._data_for(replica.authority),
-            goes_on=self._sent is not None,
+            goes_on=self._stream is not None,
             dial_within_s=router.config.connect_timeout_s,
         )
         if self._client is not None and self._client.write_paused:
             self.pause()
 
     def _data_for(self, authority: bytes) -> bytes:
-        request, secret = self.request, self._router.resume_secret
-        if self._sent is not None and secret is not None:
-            self._resumes += 1
-            return request_to_go_on(request, self._sent, secret, authority)
-        offers = self.prompt.stream and secret is not None and not request.http10
+        request, stream = self.request, self._stream
+        if stream is not None:
+            return stream.request_to_go_on(authority)
+        can = self._router.resume_secret is not None and not request.http10
+        offers = self.prompt.stream and can
         return request.serialise(authority, extra=OFFER_LINE if offers else b"")
 
     def _won(self, upstream: UpstreamConnection) -> None:
@@ -326,8 +314,8 @@ class Exchange(GiveUp):
         elif (rival := self._rival) is not None:
             self._rival_lost()
             self._router.outrun(rival.replica)
-        if self._sent is not None:
-            self._sent = None
+        if self._stream is not None:
+            self._stream.sent = None
             self.last_s = self._router.coarse_s
             self._router.resumed += 1
 
@@ -338,7 +326,8 @@ class Exchange(GiveUp):
         self._leave_line()
         self._release(close=True)
         self.upstream = rival
-        self._sent = None
+        if self._stream is not None:
+            self._stream.sent = None
         self.hedge_s = math.inf
         self.last_s = self._router.coarse_s
         if self._client is not None and self._client.write_paused:
@@ -374,17 +363,18 @@ class Exchange(GiveUp):
         """No retry budget is asked: what is lost does not work any more, so the load is not more
         than it was, and RESUMES_MAX bounds it.
         """
-        record = self._record
-        self._sent = self._to_go_on_after()
-        self._tried = ()  # who failed before this stream began may have come back
-        if upstream is not None and self._sent is not None:
+        stream = self._stream
+        sent = stream.sent_so_far() if stream is not None else None
+        if upstream is not None and stream is not None and sent is not None:
+            stream.sent = sent
+            self._tried = ()  # who failed before this stream began may have come back
             self._retry(upstream.replica)
             return
         self._release(close=True)
-        if record is not None and record.done:
+        if stream is not None and stream.done:
             self._end_stream()
         else:
-            add_event = record is not None or (upstream is not None and upstream.may_add_event)
+            add_event = stream is not None or (upstream is not None and upstream.may_add_event)
             self._break_off(reason, add_event=add_event)
 
     def _retry(self, replica: Replica) -> None:

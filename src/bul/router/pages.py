@@ -34,6 +34,7 @@ _COUNTERS = {
     "refused": "Requests for which no replica was ready.",
     "queued": "Requests that waited for a replica to have room.",
     "shed": "Requests turned away because none had room in time.",
+    "over_limit": "Requests of keys that had used what a minute gives them.",
     "broken": "Answers that broke off after their first byte.",
     "timeouts": "Answers for which nothing came in time.",
     "invalid": "Requests that could not be read.",

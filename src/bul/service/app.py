@@ -40,6 +40,7 @@ from bul.service.openai import BODY_BYTES_MAX, Job, parse_chat, parse_completion
 from bul.service.prompts import prompt_tokens, text_chars
 from bul.service.replies import Reply
 from bul.service.resuming import Wanted, check_job, read_body
+from bul.service.wishes import priority, wants_cache
 
 __all__ = ["ReplicaApp"]
 
@@ -274,7 +275,8 @@ class ReplicaApp:
             request_id=request_id,
             tenant=tenant,
             salt=salt,
-            use_cache=_wants_cache(exchange),
+            use_cache=wants_cache(exchange),
+            priority=priority(exchange),
             context_tokens=runner.core.context_tokens,
             resumed=wanted.sent.tokens if wanted.sent else (),
         )
@@ -375,14 +377,6 @@ class ReplicaApp:
             "prefill_tokens_per_second": load.prefill_tokens_per_s,
             "decode_tokens_per_second": load.decode_tokens_per_s,
         }
-
-
-def _wants_cache(exchange: Exchange) -> bool:
-    """`x-bul-cache: off` neither reads nor writes the cache: the control of a comparison."""
-    given = exchange.header(b"x-bul-cache").lower()
-    if given not in (b"", b"on", b"off"):
-        raise InvalidRequest("x-bul-cache must be on or off", param="x-bul-cache")
-    return given != b"off"
 
 
 def _no_such_model(name: str) -> InvalidRequest:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from bul.blocks.prefix import RequestFacts
 from bul.clock import Clock
+from bul.config import PRIORITIES
 from bul.inference.contract import Delta, GenerateRequest, Runner
 from bul.inference.resume import HEADER, Sent
 from bul.inference.resumed import ended_with
@@ -37,6 +38,7 @@ class Observer(Protocol):
 def requests_of(
     job: Job, prompts: Sequence[Sequence[int]], *, request_id: str, tenant: str, salt: bytes,
     use_cache: bool, context_tokens: int, resumed: Sequence[int] = (),
+    priority: str = PRIORITIES[0],
 ) -> list[GenerateRequest]:  # fmt: skip
     """One request per choice, prompt by prompt; choices of one prompt get seeds of their own.
 
@@ -51,6 +53,7 @@ def requests_of(
             prompt_tokens=len(prompt),
             output_tokens_max=max_tokens,
             session=job.session,
+            priority=priority,
         )
         for choice in range(job.n):
             seed = job.sampling.seed

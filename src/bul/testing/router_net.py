@@ -11,6 +11,7 @@ from typing import Any
 
 from bul.config import RouteConfig
 from bul.router.app import Router
+from bul.router.quota import Quotas
 from bul.testing.upstreams import FakeUpstream
 from bul.testing.waiting import until
 
@@ -74,12 +75,16 @@ class RouterNet:
         self._stack = stack
 
     async def router(
-        self, *upstreams: FakeUpstream | str, wait: bool = True, **settings: Any
+        self,
+        *upstreams: FakeUpstream | str,
+        wait: bool = True,
+        quotas: Quotas | None = None,
+        **settings: Any,
     ) -> Router:
         """A router over these fakes, or over replicas at these URLs."""
         settings = {"port": 0, "probe_interval_s": 0.05, "header_timeout_s": 5.0} | settings
         urls = tuple(found if isinstance(found, str) else found.url for found in upstreams)
-        router = Router(RouteConfig(replicas=urls, **settings))
+        router = Router(RouteConfig(replicas=urls, **settings), quotas=quotas)
         await router.start()
         self._stack.push_async_callback(router.stop)
         if wait:
