@@ -149,6 +149,18 @@ ensure_libfiu() {
     apt_file libfiu0 usr/lib ../libfiu
 }
 
+# A browser has two hundred libraries: only apt puts them together.
+ensure_chromium() {
+    command -v chromium >/dev/null 2>&1 && return
+    if [ "$(id -u)" != 0 ]; then
+        say "bul: chromium is missing; install it with: sudo apt-get install chromium" >&2
+        return
+    fi
+    say "[servers] Chromium, with apt-get (60 s)"
+    apt-get install -y -qq --no-install-recommends chromium >/dev/null 2>&1 ||
+        { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
+}
+
 ensure_nginx
 ensure_ip
 ensure_valkey
@@ -158,3 +170,4 @@ ensure_postgresql
 ensure_prometheus
 ensure_compose
 ensure_podman
+ensure_chromium

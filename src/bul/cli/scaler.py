@@ -39,6 +39,7 @@ __all__ = ["HISTORY_FILE", "RegionScaler", "ScaleLimits", "scale_limits"]
 HISTORY_FILE = "decisions.jsonl"
 LEASE_FILE = "scaler.lock"
 SAMPLE_S = 0.25
+CHANGES_SHOWN = 100
 FIGURES_S = 2.0
 FIGURES_BYTES_MAX = 4 << 20
 COLD_START_EXPECTED_S = {"timed": 2.0, "embedded": 10.0}
@@ -137,6 +138,13 @@ class RegionScaler:
         for name in ATTRIBUTES & limits.settings.keys():
             setattr(self.scaler, name, limits.settings[name])
         router.more_metrics = self._metrics_text
+
+    def shown(self) -> list[dict[str, object]]:
+        """What the live page shows: the last changes, and the last decision whatever it was."""
+        records = self.scaler.history.records()
+        changes = [one for one in records if one.decision.direction is not Direction.HOLD]
+        last = [one for one in records[-1:] if one.decision.direction is Direction.HOLD]
+        return [one.document() for one in (*changes[-CHANGES_SHOWN:], *last)]
 
     async def start(self, events: EventLog) -> None:
         """Sample, tick and follow cold starts until closed."""

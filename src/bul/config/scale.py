@@ -28,7 +28,7 @@ class ScaleConfig:
     without a need for so long, plus 2.5 cold starts, `adaptive` comes down. work_memory_s: of its
     mean of the work. stale_s: older measurements move nothing. target: of hpa, kpa, ray and keda,
     0 for their own. key_file: holds the operator's key, with which replicas are asked for their
-    figures when there are [keys].
+    figures when there are [keys]. price_per_replica_hour: shows what the region costs; 0 for not.
     """
 
     policy: Literal["adaptive", "guide", "hpa", "kpa", "ray", "keda", "fixed"] = "adaptive"
@@ -46,6 +46,7 @@ class ScaleConfig:
     stale_s: float = 60.0
     target: float = 0.0
     key_file: str = ""
+    price_per_replica_hour: float = 0.0
 
     def __post_init__(self) -> None:
         one_of("policy", self.policy, POLICIES)
@@ -61,3 +62,4 @@ class ScaleConfig:
         in_range("hold_s", self.hold_s, 0, 86_400)
         in_range("stale_s", self.stale_s, 1, 3600)
         in_range("target", self.target, 0, 1e6)
+        in_range("price_per_replica_hour", self.price_per_replica_hour, 0, 1e9)
