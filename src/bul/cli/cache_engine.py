@@ -53,9 +53,18 @@ def open_cache_engine(
         from bul.cache.tiers.shared import open_shared_tier
 
         tiers.append(_quantised(open_shared_tier(config, core.identity), core))
-    return UltraAdaptiveKVCacheEngine(
+    regions = None
+    if settings.regions.name:
+        from bul.cli.region_store import open_regions_tier
+
+        regions = open_regions_tier(settings, core.identity.digest())
+        tiers.append(_quantised(regions, core))
+    engine = UltraAdaptiveKVCacheEngine(
         config, identity=core.identity, tiers=tiers, block_bytes=core.block_bytes, watcher=watcher
     )
+    if regions is not None:
+        regions.on_purge = engine.clear_ram
+    return engine
 
 
 def _name_quantisation(core: ModelCore, quantisation: str) -> None:

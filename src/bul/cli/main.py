@@ -31,6 +31,7 @@ COMMANDS = {
     "plan": "Replicas, cost and files to deploy, from a load and a target.",
     "check": "The checklist: is this region ready to scale, and did it work?",
     "scale": "The autoscaler: history, watch, to N; simulate it on a trace.",
+    "regions": "Other regions: this one's agent, status, sync, purge.",
     "keys": "API keys: create, list, revoke; only their hashes are kept.",
     "usage": "What each key used: requests and tokens, of them from the cache.",
     "model": "Fetch the built-in model.",

@@ -86,6 +86,14 @@ def _with_flags(
 
 
 @click.command(name="up")
+@click.option(
+    "--regions",
+    "regions__world",
+    callback=lambda _context, _option, text: tuple(text.split(",")) if text else None,
+    metavar="A,B",
+    help="Several regions on this machine.  [regions.world, BUL_REGIONS_WORLD]",
+)
+@setting("regions.wan_rtt_ms", "--wan-rtt-ms", help="Between them, there and back.")
 @region_settings
 @_scale_settings
 @setting("up.log_format", "--log-format", help="json: one document per line, for machines.")
@@ -112,6 +120,12 @@ def command(**values: object) -> None:
     events = EventLog(settings.up.log_format)
     with state_folder(settings.up.state_dir) as folder:
         ensure_model(settings, events)
+        if settings.regions.world:
+            from bul.cli.world import run_world
+
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
+                loop.run(run_world(settings, events, folder))
+            return
         with (
             shared_cache(settings, folder, events) as settings,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop,
