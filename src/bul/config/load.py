@@ -19,7 +19,6 @@ from pathlib import Path
 import msgspec
 
 from bul.config.accounts import AccountsConfig
-from bul.config.drivers import ComposeConfig, KubernetesConfig, RayConfig
 from bul.config.keys import KeyLimits, read_keys
 from bul.config.regions import RegionsConfig
 from bul.config.scale import ScaleConfig
