@@ -74,13 +74,13 @@ class Settings:
     scale: ScaleConfig = ScaleConfig()
     regions: RegionsConfig = RegionsConfig()
     keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    key_limits: Mapping[str, KeyLimits] = dataclasses.field(default_factory=dict)
     origins: Mapping[str, Origin] = dataclasses.field(default_factory=dict)
     file: Path | None = None
 
     def values(self) -> dict[str, object]:
         """Values by "section.field", in the order of the sections; the keys' hashes last."""
         found: dict[str, object] = {}
-    key_limits: Mapping[str, KeyLimits] = dataclasses.field(default_factory=dict)
         for section, kind in SECTIONS.items():
             part = getattr(self, section)
             for field in dataclasses.fields(kind):
@@ -121,13 +121,13 @@ def load_settings(
     file = _find_file(path, environ)
     merged: dict[str, tuple[Origin, object]] = {}
     keys: Mapping[str, str] = {}
+    limits: Mapping[str, KeyLimits] = {}
     if file is not None:
         document = _read_file(file)
         keys, limits = read_keys(document.pop(KEYS_SECTION, {}), str(file))
         merged |= _from_document(document, str(file))
     merged |= _from_environment(environ)
     merged |= {key: _from_flag(key, *given) for key, given in (flags or {}).items()}
-    limits: Mapping[str, KeyLimits] = {}
     sections = {name: _section(name, kind, merged) for name, kind in SECTIONS.items()}
     origins = {key: origin for key, (origin, _) in merged.items()}
     origins |= {f"{KEYS_SECTION}.{name}": str(file) for name in keys}
