@@ -184,16 +184,26 @@ def test_without_a_measured_capacity_requests_in_flight_stand_for_work() -> None
     assert fleet.settle(0.0, in_flight=80.0) > low + 4
 
 
+def turns_of(rule: Adaptive, hours: int) -> list[float]:
+    """When it turned round, on a sine of four hours with +-20 % of noise."""
+    fleet, rng = Fleet(rule), random.Random(7)
+    for tick in range(hours * 240):
+        wave = 8.0 + 4.0 * math.sin(tick / 240 / 24 * 2 * math.pi * 6)
+        fleet.tick(wave * rng.uniform(0.8, 1.2))
+    pairs = itertools.pairwise(fleet.steps)
+    return [b[0] for a, b in pairs if a[1].direction is not b[1].direction]
+
+
+def most_in_ten_minutes(turns: list[float]) -> int:
+    return max(sum(at_s - 600.0 < other <= at_s for other in turns) for at_s in turns)
+
+
 def test_a_noisy_sine_reverses_at_most_once_in_ten_minutes() -> None:
     for cold_start_s in (30.0, 120.0, 300.0):
-        fleet, rng = Fleet(policy(cold_start_s=cold_start_s)), random.Random(7)
-        hours = 48
-        for tick in range(hours * 240):
-            wave = 8.0 + 4.0 * math.sin(tick / 240 / 24 * 2 * math.pi * 6)
-            fleet.tick(wave * rng.uniform(0.8, 1.2))
-        turns = [
-            b[0] for a, b in itertools.pairwise(fleet.steps) if a[1].direction is not b[1].direction
-        ]
-        assert turns
-        for at_s in turns:
-            assert sum(at_s - 600.0 < other <= at_s for other in turns) <= 1
+        assert most_in_ten_minutes(turns_of(policy(cold_start_s=cold_start_s), 48)) == 1
+
+
+def test_without_the_hold_it_turns_all_the_time() -> None:
+    """The control."""
+    restless = policy(cold_start_s=0.0, hold_base_s=0.0)
+    assert most_in_ten_minutes(turns_of(restless, 4)) > 3

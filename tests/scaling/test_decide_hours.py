@@ -56,7 +56,17 @@ def broken(signals: Signals, fault: str, rng: random.Random) -> tuple[Signals | 
     return signals, True
 
 
-def play(name: str, seed: int, hours: int) -> int:
+def trusting(policy: Any, state: Any, signals: Signals | None, now_s: float) -> Any:
+    """The control: what is missing is nought, what is NaN too, and no age is too old."""
+    if signals is None:
+        signals = signals_at(now_s, 4)
+    values = {name: getattr(signals, name) for name in NUMBERS}
+    known = {name: v for name, v in values.items() if v is not None and not math.isnan(v)}
+    known = dict.fromkeys(NUMBERS, 0.0) | known
+    return decide(policy, state, changed(signals, known | {"measured_at_s": now_s}), now_s)
+
+
+def play(name: str, seed: int, hours: int, decides: Any = decide) -> int:
     """Ticks `hours` of made signals; asserts the safety rules at each. Returns the scale-downs."""
     extra: dict[str, Any] = {"capacity": CAPACITY} if name == "adaptive" else {}
     policy, state = make_policy(name, bounds=BOUNDS, **extra), make_state(name)
@@ -69,7 +79,7 @@ def play(name: str, seed: int, hours: int) -> int:
             load = rng.uniform(0.0, 15.0)
         pending = min(rng.choice((0, 0, 0, 1)), replicas - 1)
         signals, believable = broken(made(now_s, replicas, pending, load, rng), fault, rng)
-        decision, new_state = decide(policy, state, signals, now_s)
+        decision, new_state = decides(policy, state, signals, now_s)
         assert decision.reason
         if decision.direction is not Direction.HOLD:
             assert believable, (name, seed, fault, decision)
@@ -126,3 +136,9 @@ def test_a_hundred_thousand_made_hours_of_the_adaptive_policy(seed: int) -> None
 def test_the_made_hours_do_scale_down() -> None:
     """The control: with no scale-down in them the hours would prove nothing."""
     assert sum(play("adaptive", seed, HOURS_A_RUN) for seed in range(3)) > 0
+
+
+def test_a_decider_that_takes_missing_for_nought_is_caught() -> None:
+    """The other control: such an outage is a quiet hour, and the region goes down in it."""
+    with pytest.raises(AssertionError, match="'adaptive'"):  # the assertion about believing
+        play("adaptive", 0, HOURS_A_RUN, trusting)
