@@ -13,7 +13,7 @@ from bul.config import RouteConfig
 from bul.router.prompt import CHUNK_TOKENS, Prompt
 from bul.router.rates import Rates
 from bul.router.replica import Replica
-from bul.router.route import POLICIES, pick, score_prefix, score_session
+from bul.router.route import POLICIES, herd_homes, pick, score_prefix, score_session
 
 __all__ = ["Judge"]
 
@@ -39,6 +39,8 @@ class Judge:
             for replica in ready
             if replica.in_flight < replica.limit.now and replica not in tried
         ]
+        if prompt.hints and len(candidates) < len(ready):
+            candidates = self._herd_homes(ready, prompt, tried, now_s) or candidates
         scores: list[float] = []
         facts, turn, chosen = NO_FACTS, 0, None
         if candidates:
@@ -67,6 +69,25 @@ class Judge:
             return score_session(prompt.session, names), NO_FACTS
         return POLICIES.get(self._policy, POLICIES["least_conn"])(in_flight), NO_FACTS
 
+    def _herd_homes(
+        self, ready: Sequence[Replica], prompt: Prompt, tried: Sequence[Replica], now_s: float
+    ) -> list[Replica]:
+        """Who is full, and yet the one to wait at: what waits there for blocks of somebody else
+        takes no place in a batch. Up to the configured most.
+        """
+        hints = prompt.hints
+        found = [
+            replica
+            for replica in ready
+            if replica.in_flight < replica.limit.most and replica not in tried
+        ]
+        matched = [replica.residency.matched(hints, now_s) for replica in found]
+        if not any(matched):
+            return []
+        herd = _computing_tokens(found, prompt, matched, now_s)
+        homes = herd_homes([prompt.tokens_after(chunks) for chunks in matched], herd)
+        return [found[index] for index in sorted(homes)]
+
     def _prefix_scores(
         self, candidates: Sequence[Replica], in_flight: list[int], prompt: Prompt, now_s: float
     ) -> tuple[list[float], Facts]:
@@ -75,10 +96,7 @@ class Judge:
         tokens = [prompt.tokens_after(chunks) for chunks in matched]
         herd: list[float] = []
         if any(matched):
-            herd = [
-                (chunks - replica.residency.warm(hints, now_s)) * CHUNK_TOKENS if chunks else 0.0
-                for chunks, replica in zip(matched, candidates, strict=True)
-            ]
+            herd = _computing_tokens(candidates, prompt, matched, now_s)
         scores = score_prefix(
             tokens,
             in_flight,
@@ -102,6 +120,16 @@ class Judge:
             "per_request_ms": self._rates.per_request_ms,
             "candidates": rows,
         }
+
+
+def _computing_tokens(
+    replicas: Sequence[Replica], prompt: Prompt, matched: Sequence[int], now_s: float
+) -> list[float]:
+    """What each of them computes of the prompt for somebody else right now."""
+    return [
+        (chunks - replica.residency.warm(prompt.hints, now_s)) * CHUNK_TOKENS if chunks else 0.0
+        for chunks, replica in zip(matched, replicas, strict=True)
+    ]
 
 
 def _left_out(

@@ -30,6 +30,7 @@ __all__ = [
     "POLICIES",
     "choose",
     "choose_prefix",
+    "herd_homes",
     "load_limit",
     "pick",
     "score_least_conn",
@@ -72,7 +73,7 @@ def score_prefix(
     tokens: what each candidate would still have to compute of this prompt. herd: what it already
     computes of it for others, not counted in `tokens`; empty if nobody does.
     """
-    homes = _herd_homes(tokens, herd) if herd else ()
+    homes = herd_homes(tokens, herd) if herd else ()
     limit = load_limit(in_flight)
     return [
         1.0 / (1.0 + per_token_ms * compute + per_request_ms * load)
@@ -95,13 +96,13 @@ POLICIES: dict[str, Scorer] = {
 """The policies that look at nothing but the load."""
 
 
-def _herd_homes(tokens: Sequence[float], herd: Sequence[float]) -> frozenset[int]:
+def herd_homes(tokens: Sequence[float], herd: Sequence[float]) -> frozenset[int]:
     """Who computes most of what would have to be computed at the best of the others anyway."""
     alone = min(compute + shared for compute, shared in zip(tokens, herd, strict=True))
     return frozenset(
         index
         for index, shared in enumerate(herd)
-        if shared > 0 and alone - tokens[index] >= HERD_SHARE * alone
+        if shared > 0 and alone - tokens[index] >= HERD_SHARE * alone > 0
     )
 
 
