@@ -89,12 +89,16 @@ class ReplicaProfile:
 PROFILES = {
     "embedded": ReplicaProfile(
         name="embedded",
-        prefill_tokens_per_s=150.0,
-        decode_base_s=0.027,
-        decode_each_s=0.0033,
+        prefill_tokens_per_s=247.0,
+        prefill_growth=0.00032,
+        decode_base_s=1e-6,
+        decode_each_s=0.0071,
         slots=4,
         chunk_tokens=64,
-        cache_tokens=16_384,
+        cache_tokens=262_144,
+        overhead_s=0.0044,
+        prefills_together=4,
+        measured=True,
     ),
     "8b": ReplicaProfile(
         name="8b",
@@ -115,9 +119,11 @@ PROFILES = {
         cache_tokens=600_000,
     ),
 }
-"""`embedded`: rounded from figures of a 2-core machine, not fitted by `bul bench --profile-out`
-(prefill 134-173 tokens/s on 2 threads, decode 31-35 alone and 99.5 for four together). The others
-are round numbers, not measurements: an 8B model on one mid-range GPU, 70B on four."""
+"""`embedded`: the mean of two runs of `bul bench URL --profile-out` against `bul serve --threads 1`
+with the built-in model, on a shared 2-core machine (262 and 232 tokens/s, growth 0.00038 and
+0.00025, 6.8 and 7.5 ms a sequence, 8.8 and 0 ms; TTFT residuals 0.4 and 2 %, decode 12 %: a call of
+one takes 6.5 ms, of four 35). `cache_tokens` is the default of `[cache] max_tokens`. The others are
+round numbers, not measurements: an 8B model on one mid-range GPU, 70B on four."""
 
 
 def profile_of(values: Mapping[str, object], name: str) -> ReplicaProfile:
