@@ -97,15 +97,19 @@ _output = _options(
 @_output
 @click.pass_context
 def command(context: click.Context, /, url: str, **values: typing.Any) -> None:
-    r"""Load the endpoint at URL and report TTFT, time between tokens, E2E, goodput and errors.
+    """Load the endpoint at URL and report TTFT, time between tokens, E2E, goodput and errors.
 
-    \b
-    bul bench --concurrency 8 --requests 200
-    bul bench --rate 20 --duration 60 --slo-ttft-ms 500 --html report.html
-    bul bench --sweep --slo-ttft-ms 500 --json
-    bul bench --trace moon_conv.jsonl.gz --time-scale 0.1 --length-scale 0.05
-    bul bench --turns 4 --shared-share 0.8 --repeats 5
-    bul bench http://127.0.0.1:8002 --profile-out replica.json
+    Example: bul bench --concurrency 8 --requests 200
+
+    Example: bul bench --rate 20 --duration 60 --slo-ttft-ms 500 --html report.html
+
+    Example: bul bench --sweep --slo-ttft-ms 500 --json
+
+    Example: bul bench --trace moon_conv.jsonl.gz --time-scale 0.1 --length-scale 0.05
+
+    Example: bul bench --turns 4 --shared-share 0.8 --repeats 5
+
+    Example: bul bench http://127.0.0.1:8002 --profile-out replica.json
 
     Exit code 1 if no request succeeded. Ctrl-C ends the load and reports what ran.
     """

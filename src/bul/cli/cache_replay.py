@@ -65,11 +65,11 @@ def replay_command(
     as_json: bool,
     plot: pathlib.Path | None,
 ) -> None:
-    r"""Replay block traces through eviction policies: token hit ratio and saved prefill time.
+    """Replay block traces through eviction policies: token hit ratio and saved prefill time.
 
-    \b
-    bul cache replay --trace conversations.jsonl.gz --policy lru,adaptive --capacity 0.05
-    bul cache replay --trace a.jsonl --trace b.jsonl --policy all --json --plot curves.html
+    Example: bul cache replay --trace conversations.jsonl.gz --policy lru,adaptive --capacity 0.05
+
+    Example: bul cache replay --trace a.jsonl --trace b.jsonl --policy all --json --plot curves.html
     """
     from bul.cache.replay import COST_MODEL
     from bul.cache.replay_trace import read_trace

@@ -62,12 +62,12 @@ SEED = 1
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(out: pathlib.Path | None, autoscaler: str, as_json: bool, **given: typing.Any) -> int:
-    r"""How many replicas, at what cost, with which settings; and the files to deploy them.
+    """How many replicas, at what cost, with which settings; and the files to deploy them.
 
     Exit code 1 if no number of replicas holds the target.
 
-    \b
     Example: bul plan --rps 300 --shared-prefix 0.6 --price-per-replica-hour 2
+
     Example: bul plan --rps 800 --phase 3 --scenario traffic-spikes --out deploy
     """
     import msgspec

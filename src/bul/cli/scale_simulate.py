@@ -66,11 +66,11 @@ SCALE_OF_WINDOWS = 0.05
     help="Write the curves as a self-contained HTML page.",
 )
 def simulate_command(**given: Any) -> None:
-    r"""Replay a trace through scalers: violations against replica-hours.
+    """Replay a trace through scalers: violations against replica-hours.
 
-    \b
-    bul scale simulate --trace windows.csv.gz --policy adaptive,hpa --days 4 --coarse
-    bul scale simulate --trace synthetic-traffic-spikes --days 1 --policy adaptive,guide --json
+    Example: bul scale simulate --trace windows.csv.gz --policy adaptive,hpa --days 4 --coarse
+
+    Example: bul scale simulate --trace synthetic-traffic-spikes --policy adaptive,guide --json
     """
     from bul.cli.profiles import profile_named
     from bul.simulator.compare import COMPARED, Experiment
