@@ -31,8 +31,15 @@ test: servers lint ## The whole gate, the same that CI runs
 check: setup-dev lint ## Format, lint, types, layers, tidy, fast tests: under a minute
 	@$(PYTEST) -q -n auto -m "not slow and not nightly"
 
-nightly: servers ## The long runs
+nightly: servers torch ## The long runs
 	@$(PYTEST) -m nightly
+
+.PHONY: torch
+torch: setup-dev
+	@$(BIN)/python -c "import torch" 2>/dev/null || { echo "[torch] the extra 'distributed' (200 MB, or 3 GB with CUDA)"; \
+		$(BIN)/python -m pip install -q --disable-pip-version-check --only-binary=:all: torch==2.13.0; }
+
+bench-distributed: torch
 
 .PHONY: lint
 lint: setup-dev

@@ -25,7 +25,7 @@ NO_IDENTITY = bytes(32)
 def default_tiers(
     config: KVCacheConfig, identity: Identity | bytes | None, clock: Clock
 ) -> tuple[Tier, ...]:
-    """The disk tier if `enable_persistence`, the shared one if `shared_url`."""
+    """Those of `enable_persistence`, `enable_distributed` and `shared_url`, in this order."""
     tiers: list[Tier] = []
     identity = identity or NO_IDENTITY
     if config.enable_persistence:
@@ -34,6 +34,11 @@ def default_tiers(
         folder = config.persistence_dir or FOLDER_DEFAULT
         named = dataclasses.replace(config, persistence_dir=folder)
         tiers.append(open_disk_tier(named, identity, clock=clock))
+    if config.enable_distributed:
+        # Imported here because it may load torch.
+        from bul.cache.tiers.distributed import open_distributed_tier  # noqa: PLC0415
+
+        tiers.append(open_distributed_tier(config, identity, clock=clock))
     if config.shared_url:
         from bul.cache.tiers.shared import open_shared_tier  # noqa: PLC0415 - redis only if wanted
 

@@ -49,6 +49,10 @@ def open_cache_engine(
 
         config = dataclasses.replace(config, persistence_dir=str(cache_folder(settings)))
         tiers.append(_quantised(open_disk_tier(config, core.identity), core))
+    if config.enable_distributed:
+        from bul.cache.tiers.distributed import open_distributed_tier
+
+        tiers.append(_quantised(open_distributed_tier(config, core.identity), core))
     if config.shared_url:
         from bul.cache.tiers.shared import open_shared_tier
 
