@@ -25,6 +25,7 @@ SECRETS = Secrets(
     hashes={"operator": "0" * 64, "client": "1" * 64},
     cache_secret="secret-of-a-test",
     valkey_password="word-of-a-test",
+    operator_key="key-of-a-test",
 )
 
 

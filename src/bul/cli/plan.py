@@ -155,6 +155,7 @@ def _write(out: pathlib.Path, plan: Plan, document: Mapping[str, object], autosc
         hashes={name: hash_key(key) for name, key in keys.items()},
         cache_secret=secrets.token_urlsafe(32),
         valkey_password=secrets.token_urlsafe(24),
+        operator_key=keys[OPERATOR],
     )
     files = dict(render_files(plan, kept, autoscaler=autoscaler))
     files["prometheus/operator.key"] = private.pop("operator.key")

@@ -108,7 +108,7 @@ def _replica(plan: Plan) -> Document:
 
 def _router(plan: Plan, name: str) -> Document:
     service = _image() | {
-        "command": ["route", "--host", "0.0.0.0", "--replica", "http://bul:8002"],  # noqa: S104 - in its container; keys are set
+        "command": ["route", "--host", "0.0.0.0", "--discover", "http://bul:8002"],  # noqa: S104 - in its container; keys are set
         "healthcheck": _health(8000, "/health"),
         "networks": {"default": {"ipv4_address": routers(plan)[name]}},
         "depends_on": ["bul"],

@@ -44,7 +44,7 @@ def render(plan: Plan, *, autoscaler: str = "") -> Mapping[str, Sequence[Documen
             _deployment(
                 "bul-router",
                 routers,
-                ["route", "--host", "0.0.0.0", "--replica", "http://bul:8002"],  # noqa: S104 - in its pod; keys are set
+                ["route", "--host", "0.0.0.0", "--discover", "http://bul:8002"],  # noqa: S104 - in its pod; keys are set
                 8000,
             ),
             _service("bul-router", 8000, headless=False),

@@ -1,7 +1,7 @@
 """A plan as files to deploy: name -> text. Pure; the caller writes them.
 
-Refuses secrets of its own making: keys and the cache secret are arguments, and only hashes of the
-keys are rendered. No image of a registry is named beyond the short names of the public ones.
+Refuses secrets of its own making: all are arguments, and of a client's key only the hash is
+rendered. No image of a registry is named beyond the short names of the public ones.
 
 One picture for all of them: clients -> nginx (from phase 2 on) -> routers -> replicas, the
 replicas found by a DNS name that resolves to all of them; a Valkey that they share from phase 2
@@ -50,12 +50,13 @@ class Secrets:
     """hashes: key name -> SHA-256 in hex, as `[keys]` wants them, "operator" among them.
 
     cache_secret: from which the salts of tenants are made; the same for all replicas and regions.
-    valkey_password: of the shared tier.
+    valkey_password: of the shared tier. operator_key: with it, routers hear what replicas keep.
     """
 
     hashes: Mapping[str, str]
     cache_secret: str
     valkey_password: str
+    operator_key: str
 
 
 def render_files(plan: Plan, secrets: Secrets, *, autoscaler: str = "") -> Files:
@@ -103,8 +104,14 @@ def render_toml(plan: Plan, secrets: Secrets) -> str:
             "slots": plan.question.profile.slots,
             "cache_secret": secrets.cache_secret,
         },
-        "route": {"port": 8000, "policy": "prefix"},
+        "route": {
+            "port": 8000,
+            "policy": "prefix",
+            "operator_secret": secrets.operator_key,
+        },
     }
+    if shares(plan):
+        sections["cache"] = {**sections["cache"], "shared_url": _valkey_url(secrets)}
     lines = ["# Made by `bul plan`. Keys are kept as hashes; bul keys create NAME makes more."]
     for name, fields in sections.items():
         lines += ["", f"[{name}]"]
