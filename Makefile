@@ -32,6 +32,7 @@ check: setup-dev lint ## Format, lint, types, layers, tidy, fast tests: under a 
 	@$(PYTEST) -q -n auto -m "not slow and not nightly"
 
 nightly: servers torch ## The long runs
+	@tools/test-servers.sh nightly
 	@$(PYTEST) -m nightly
 
 .PHONY: torch

@@ -43,7 +43,7 @@ class Operations:
     async def status(self, _request: Request, _progress: Progress) -> dict[str, object]:
         """The router, the replicas as the driver has them, and which of them the router uses."""
         region = self._region
-        pids, used = region.driver.pids, region.urls_used
+        pids, used = region.pids, region.urls_used
         replicas = [
             {
                 "name": replica.name,
@@ -56,7 +56,13 @@ class Operations:
         ]
         under_way = self._under_way or None
         pid = os.getpid()
-        return {"pid": pid, "url": region.url, "under_way": under_way, "replicas": replicas}
+        return {
+            "pid": pid,
+            "url": region.url,
+            "under_way": under_way,
+            "limits": region.limits,
+            "replicas": replicas,
+        }
 
     async def restart(self, _request: Request, progress: Progress) -> dict[str, object]:
         """Replace all replicas, one at a time; the first that cannot live ends it.
@@ -93,11 +99,9 @@ class Operations:
             else:
                 await self._scale_by_hand(scaler, replicas)
                 progress("the scaler goes on from there, and may change it again")
-            await driver.until_settled()
-            for name, why in driver.failures.items():
-                raise DriverError(f"{name} cannot start: {why}")
-            for url in driver.ready_urls:
-                await self._region.wait_admitted(url)
+            await self._region.until_settled()
+            for replica in await driver.replicas():
+                await self._region.wait_admitted(replica.url)
         return {"replicas": replicas, "before": len(before)}
 
     async def _scale_by_hand(self, scaler: RegionScaler, replicas: int) -> None:

@@ -7,6 +7,7 @@ change (docs/decisions: the router runs in the supervisor's process).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import secrets
@@ -15,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bul.cli.control import Control
+from bul.cli.dashboard import start_dashboard
+from bul.cli.drivers import Members, make_driver
 from bul.cli.events import EventLog
 from bul.cli.operations import Operations
 from bul.cli.persistence import persistence
@@ -31,6 +34,7 @@ __all__ = ["Region"]
 
 READY_S = 180.0
 ROUTER_POLL_S = 0.01
+LOOK_AGAIN_S = 0.5
 ROUTER_DRAIN_S = 1.0
 """For answers that the replicas have finished and the clients not yet read."""
 ADMIT_S = 10.0
@@ -60,14 +64,14 @@ class Region:
         self._router: Router | None = None
         self._folder = folder
         self._limits = scale_limits(settings)
+        self._dashboard: asyncio.Task[None] | None = None
         self.scaler: RegionScaler | None = None
         """Once started, when one was asked for."""
-        self.driver = ProcessDriver(
-            self._plan(folder),
-            port_first=settings.serve.port,
-            replicas_max=max(settings.up.replicas_max, self._replicas_max),
-            notify=self._on_child,
-        )
+        self._processes: ProcessDriver | None = None
+        replicas_max = max(settings.up.replicas_max, self._replicas_max)
+        self.driver = make_driver(settings, replicas_max, lambda: self._process_driver(folder))
+        self._members = Members(self.driver, self._on_member)
+        self._following: asyncio.Task[None] | None = None
         self._control = Control(folder, Operations(self).handlers)
 
     @property
@@ -81,6 +85,11 @@ class Region:
         """Of the replicas that the router sends to."""
         assert self._router is not None, "start the region first"
         return frozenset(replica.url for replica in self._router.ready)
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Of replicas that are processes of this machine."""
+        return {} if self._processes is None else self._processes.pids
 
     @property
     def replicas_first(self) -> int:
@@ -98,8 +107,26 @@ class Region:
         await self._control.start()
         await self._start_router()
         self._events.emit("router_listening", f"router listens on {self.url}", url=self.url)
-        await self.driver.scale_to(self.replicas_first)
+        await self._start_replicas()
         await self._start_scaler()
+        self._start_dashboard()
+
+    def _start_dashboard(self) -> None:
+        assert self._router is not None
+        self._dashboard = start_dashboard(
+            self._router, self._settings, name=f"BUL on {self.url}", decisions=self._decisions
+        )
+
+    def _decisions(self) -> list[dict[str, object]]:
+        return [] if self.scaler is None else self.scaler.shown()
+
+    async def _start_replicas(self) -> None:
+        """Those of another driver may be there already: with a scaler they are left alone."""
+        replicas = await self.driver.replicas()
+        if self._limits is None or not replicas:
+            await self.driver.scale_to(self.replicas_first)
+        if self._processes is None:
+            self._following = asyncio.create_task(self._members.run())
 
     async def wait_ready(self) -> Sequence[Replica]:
         """The replicas, once all are ready. Raises DriverError when one cannot live."""
@@ -108,11 +135,11 @@ class Region:
                 while True:
                     self._changed.clear()
                     replicas = await self.driver.replicas()
-                    if all(replica.state == "ready" for replica in replicas):
+                    if replicas and all(replica.state == "ready" for replica in replicas):
                         await self._router_sees(len(replicas))
                         return replicas
-                    self._raise_failures()
-                    await self._changed.wait()
+                    raise_failures(replicas)
+                    await self._change()
         except TimeoutError:
             raise DriverError(f"the replicas were not ready within {READY_S:.0f} s") from None
 
@@ -121,19 +148,25 @@ class Region:
 
         Returns once all of them are gone; `wait_ready` then waits for their next lives.
         """
-        before = self.driver.pids
+        before = self.pids
         self.driver.kill()
-        while before.items() & self.driver.pids.items():
+        while before.items() & self.pids.items():
             self._changed.clear()
-            await self._changed.wait()
+            await self._change()
         return len(before)
 
     async def close(self) -> None:
         """Drain the replicas, then stop listening. No process is left."""
         await self._control.stop()
+        if self._dashboard is not None:
+            self._dashboard.cancel()
+            await asyncio.gather(self._dashboard, return_exceptions=True)
         if self.scaler is not None:
             await self.scaler.close()
         await self.driver.close()
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
         if self._router is not None:
             await self._router.stop(drain_s=ROUTER_DRAIN_S)
 
@@ -141,9 +174,29 @@ class Region:
         """Do not wait for running answers any more."""
         self.driver.kill()
 
-    def _raise_failures(self) -> None:
-        for name, failure in self.driver.failures.items():
-            raise DriverError(f"{name} cannot start: {failure}")
+    async def until_settled(self) -> None:
+        """Until no replica starts or drains. Raises DriverError when one cannot live."""
+        while True:
+            self._changed.clear()
+            replicas = await self.driver.replicas()
+            if not any(one.state in ("pending", "draining") for one in replicas):
+                return raise_failures(replicas)
+            await self._change()
+
+    async def _change(self) -> None:
+        """Until something changed; soon in any case, since others wait on the same event."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), LOOK_AGAIN_S)
+
+    def _process_driver(self, folder: Path) -> ProcessDriver:
+        settings = self._settings
+        self._processes = ProcessDriver(
+            self._plan(folder),
+            port_first=settings.serve.port,
+            replicas_max=max(settings.up.replicas_max, self._replicas_max),
+            notify=self._on_child,
+        )
+        return self._processes
 
     def _plan(self, folder: Path) -> ChildPlan:
         settings = self._settings
@@ -165,6 +218,14 @@ class Region:
         """Of one replica: what was asked for, else a fair share of the cores."""
         cores = len(os.sched_getaffinity(0))
         return self._settings.serve.threads or max(1, cores // self._replicas_max)
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The fewest and the most replicas that it may have."""
+        limits = self._limits
+        if limits is None:
+            return 1, self._settings.up.replicas_max
+        return limits.min_replicas, limits.max_replicas
 
     @property
     def _replicas_max(self) -> int:
@@ -215,9 +276,26 @@ class Region:
         replica = event.replica
         facts = {"replica": replica.name, "url": replica.url, "state": replica.state}
         self._events.emit(f"replica_{event.kind}", event.text, pid=event.pid, **facts)
+        assert self._processes is not None
+        self._route_to(self._processes.ready_urls)
+
+    def _on_member(self, replica: Replica) -> None:
+        text = f"{replica.name} is {replica.state}" + (f" at {replica.url}" if replica.url else "")
+        facts = {"replica": replica.name, "url": replica.url, "state": replica.state}
+        self._events.emit(f"replica_{replica.state}", f"{text} {replica.failure}".strip(), **facts)
+        self._route_to(self._members.ready_urls)
+
+    def _route_to(self, urls: Sequence[str]) -> None:
         self._changed.set()
         if self._router is not None:
-            self._router.set_replicas((*self._settings.route.replicas, *self.driver.ready_urls))
+            self._router.set_replicas((*self._settings.route.replicas, *urls))
+
+
+def raise_failures(replicas: Sequence[Replica]) -> None:
+    """Raises DriverError for the first replica that cannot live."""
+    for replica in replicas:
+        if replica.state == "failed":
+            raise DriverError(f"{replica.name} cannot start: {replica.failure}")
 
 
 def _with_resume_secret(settings: Settings) -> Settings:

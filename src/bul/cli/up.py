@@ -31,6 +31,7 @@ def region_settings(command: typing.Callable[..., typing.Any]) -> typing.Callabl
         setting("route.host", "--host", help="Of the router; replicas stay on loopback."),
         setting("route.port", "--port", help="Of the router; a free one if 8000 is taken."),
         setting("up.replicas", "--replicas", help="Replicas to start."),
+        setting("up.driver", "--driver", help="What starts and stops replicas."),
         setting("serve.engine", "--engine", help="timed: no model, deterministic text."),
         setting("serve.model", "--model", help="A GGUF file; the built-in model if left out."),
         setting("serve.threads", "--threads", help="Per replica; 0 shares the cores out."),

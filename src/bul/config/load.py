@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from bul.config.accounts import AccountsConfig
+from bul.config.drivers import ComposeConfig, KubernetesConfig, RayConfig
 from bul.config.keys import KeyLimits, read_keys
 from bul.config.regions import RegionsConfig
 from bul.config.scale import ScaleConfig
@@ -53,6 +54,9 @@ SECTIONS: dict[str, type] = {
     "up": UpConfig,
     "scale": ScaleConfig,
     "regions": RegionsConfig,
+    "compose": ComposeConfig,
+    "kubernetes": KubernetesConfig,
+    "ray": RayConfig,
 }
 KEYS_SECTION = "keys"
 
@@ -73,6 +77,9 @@ class Settings:
     up: UpConfig = UpConfig()
     scale: ScaleConfig = ScaleConfig()
     regions: RegionsConfig = RegionsConfig()
+    compose: ComposeConfig = ComposeConfig()
+    kubernetes: KubernetesConfig = KubernetesConfig()
+    ray: RayConfig = RayConfig()
     keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
     key_limits: Mapping[str, KeyLimits] = dataclasses.field(default_factory=dict)
     origins: Mapping[str, Origin] = dataclasses.field(default_factory=dict)

@@ -307,9 +307,12 @@ class RouteConfig:
 class UpConfig:
     """`[up]`: a region on this machine. state_dir: its only folder; "" for `.bul` here.
 
+    driver: what starts and stops replicas; all but "process" have a section of their own.
+
     shared: start a Valkey of its own, of shared_bytes_max, for cache.shared_url.
     """
 
+    driver: Literal["process", "compose", "kubernetes", "ray"] = "process"
     replicas: int = 2
     replicas_max: int = 10
     state_dir: str = ""
@@ -318,6 +321,7 @@ class UpConfig:
     log_format: Literal["text", "json"] = "text"
 
     def __post_init__(self) -> None:
+        _one_of("driver", self.driver, ("process", "compose", "kubernetes", "ray"))
         _whole("replicas_max", self.replicas_max, 1, 1000)
         _whole("replicas", self.replicas, 1, self.replicas_max)
         _whole("shared_bytes_max", self.shared_bytes_max, 16 * MIB, 1 << 50)

@@ -20,21 +20,13 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 __all__ = ["IMAGE_ENVIRON", "IMAGE_PYTHON", "SOURCE_IN_IMAGE", "image_tar"]
 
-WHEELS = (
-    "click",
-    "h11",
-    "httptools",
-    "lz4",
-    "msgspec",
-    "numpy",
-    "prometheus-client",
-    "uvicorn",
-    "uvloop",
-    "xxhash",
-    "zstandard",
-)
+WHEELS_LEFT_OUT = frozenset(("bul", "cyllama"))
+"""BUL is mounted; the model's engine is what the timed engine does without."""
 IMAGE_PYTHON = "/opt/python/bin/python3"
 LIBRARIES = "/opt/lib"
 SITE = "/opt/site"
@@ -80,11 +72,26 @@ def _files() -> Iterator[tuple[Path, str]]:
     library = Path(sysconfig.get_path("stdlib"))
     for found in _kept(library):
         yield found, f"opt/python/lib/{version}/{found.relative_to(library)}"
-    for wheel in WHEELS:
+    for wheel in sorted(_wheels()):
         for entry in importlib.metadata.files(wheel) or ():
             found = Path(str(entry.locate()))
             if ".." not in entry.parts and found.is_file() and not LEFT_OUT.search(str(entry)):
                 yield found, f"{SITE[1:]}/{entry}"
+
+
+def _wheels() -> set[str]:
+    """What BUL needs to run here, extras apart."""
+    found: set[str] = set()
+    waiting = ["bul"]
+    while waiting:
+        for text in importlib.metadata.requires(waiting.pop()) or []:
+            requirement = Requirement(text)
+            wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            name = canonicalize_name(requirement.name)
+            if wanted and name not in found | WHEELS_LEFT_OUT:
+                found.add(name)
+                waiting.append(name)
+    return found
 
 
 def _kept(folder: Path) -> Iterator[Path]:

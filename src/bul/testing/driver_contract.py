@@ -23,7 +23,12 @@ async def _all_ready(driver: Driver, replicas: int) -> bool:
 
 
 class DriverContract:
-    """Runs against any driver; needs the fixture `driver`, closed by the fixture afterwards."""
+    """Runs against any driver; needs the fixture `driver`, closed by the fixture afterwards.
+
+    owns_replicas: False for a driver whose replicas are somebody else's, and stay when it closes.
+    """
+
+    owns_replicas = True
 
     async def test_a_new_driver_has_no_replicas(self, driver: Driver) -> None:
         assert list(await driver.replicas()) == []
@@ -60,9 +65,30 @@ class DriverContract:
         with pytest.raises(DriverError):
             await driver.scale_to(-1)
 
+    async def test_a_replaced_one_goes_once_the_new_one_is_admitted(self, driver: Driver) -> None:
+        await driver.scale_to(1)
+        await eventually("one is ready", lambda: _all_ready(driver, 1))
+        (old,) = await driver.replicas()
+        seen: list[ReplicaState] = []
+
+        async def admitted(_: str) -> None:
+            seen.extend(await _states(driver))
+
+        new = await driver.replace(old.name, admitted=admitted)
+        assert seen == ["ready", "ready"]
+        assert new is not None
+        assert new.name != old.name
+        await eventually("one is left", lambda: _all_ready(driver, 1))
+        assert [one.name for one in await driver.replicas()] == [new.name]
+
+    async def test_replacing_what_is_not_there_is_refused(self, driver: Driver) -> None:
+        with pytest.raises(DriverError, match="nobody"):
+            await driver.replace("nobody")
+
     async def test_a_closed_driver_has_no_replicas_and_starts_none(self, driver: Driver) -> None:
         await driver.scale_to(2)
         await driver.close()
-        assert list(await driver.replicas()) == []
+        if self.owns_replicas:
+            assert list(await driver.replicas()) == []
         with pytest.raises(DriverError):
             await driver.scale_to(1)

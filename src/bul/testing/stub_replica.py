@@ -31,7 +31,7 @@ async def _serve(arguments: argparse.Namespace) -> int:
     server = await asyncio.start_server(_answer, arguments.host, arguments.port)
     port = server.sockets[0].getsockname()[1]
     if not arguments.never_ready:
-        document = {"event": "ready", "url": f"http://127.0.0.1:{port}"}
+        document = {"event": "ready", "url": f"http://{arguments.host}:{port}"}
         sys.stdout.write(json.dumps(document) + "\n")
         sys.stdout.flush()
     try:

@@ -90,8 +90,9 @@ class Fleet:
     async def replicas(self) -> Sequence[Replica]:
         if self._closed and not self._draining:
             return []
+        leaving = set(self._draining)  # one that goes while it is listed still drains
         units = await self._units()
-        return await asyncio.gather(*(self._replica(unit) for unit in units))
+        return await asyncio.gather(*(self._replica(unit, leaving) for unit in units))
 
     async def scale_to(self, replicas: int) -> None:
         self._refuse_if_closed()
@@ -162,8 +163,8 @@ class Fleet:
     def _failure(self, unit: Unit) -> str:
         return self._stuck.get(unit.name, unit.failure)
 
-    async def _replica(self, unit: Unit) -> Replica:
-        if unit.name in self._draining:
+    async def _replica(self, unit: Unit, leaving: set[str]) -> Replica:
+        if unit.name in leaving or unit.name in self._draining:
             return Replica(name=unit.name, url=unit.url, state="draining")
         if why := self._failure(unit):
             return Replica(name=unit.name, url=unit.url, state="failed", failure=why)
