@@ -40,6 +40,7 @@ if typing.TYPE_CHECKING:
 __all__ = ["HomeFirst", "World", "run_world"]
 
 READY_S = 240.0
+POLL_S = 0.01
 
 
 @dataclasses.dataclass(slots=True)
@@ -52,6 +53,16 @@ class _Place:
     router_port: int
     children: list[Child]
     door: Router | None = None
+
+    @property
+    def home(self) -> str:
+        """The URL of its own router."""
+        return f"http://127.0.0.1:{self.router_port}"
+
+    @property
+    def is_open(self) -> bool:
+        """Its door has found its own router ready."""
+        return self.door is not None and any(one.url == self.home for one in self.door.ready)
 
 
 class HomeFirst:
@@ -117,6 +128,8 @@ class World:
                 for place in self._places:
                     for child in place.children:
                         await child.ready.wait()
+                    while not place.is_open:  # noqa: ASYNC110 - probes have no event to wait for
+                        await asyncio.sleep(POLL_S)
         except TimeoutError:
             raise DriverError(f"the regions were not ready within {READY_S:.0f} s") from None
 
@@ -172,7 +185,7 @@ class World:
     async def _open_door(self, place: _Place, number: int) -> None:
         from bul.cli.route import make_router
 
-        home = f"http://127.0.0.1:{place.router_port}"
+        home = place.home
         others = [links[1].url for (name, _), links in self.wan.items() if name == place.name]
         port = self._settings.route.port
         route = dataclasses.replace(

@@ -133,11 +133,14 @@ class Exchange(ClientSide):
     # What an upstream connection calls.
 
     def refused_by(self, upstream: UpstreamConnection) -> bool:
-        """Whether a 503 or 429 is not passed on, because another replica may take the request."""
+        """Whether a 502, 503 or 429 is not passed on, as another replica may take the request.
+
+        502: the replica is a router itself, and lost its own replica before the first byte.
+        """
         replica, router = upstream.replica, self._router
         if upstream.status == 429:
             replica.limit.overloaded(replica.in_flight)
-        if upstream.status not in (429, 503):
+        if upstream.status not in (429, 502, 503):
             self._won(upstream)
             return False
         if upstream is self._rival:
