@@ -10,7 +10,7 @@ __all__ = ["render_readme"]
 
 WHAT = {
     "Containerfile": "the image of replicas and routers",
-    "bul.toml": "settings, with the hashes of the keys and the secrets of the region: keep it private",
+    "bul.toml": "settings and the secrets of the region: keep it private",
     "docker-compose.yml": "all of it on one machine or a swarm",
     "nginx.conf": "the front of the routers; nothing is lost when one of them restarts",
     "valkey.conf": "the shared tier: bounded, with a password",

@@ -1,0 +1,302 @@
+"""Looks at a live region over HTTP: pages, probes, and nothing that would harm it.
+
+Refuses to stop anything, and to flood: some tens of short greedy requests, a few at a time. What
+cannot be seen has a reason instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import httpx
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+
+from bul.doctor.findings import Baseline, Coherency, Evidence, Monitor, ReplicaEvidence
+
+__all__ = ["Looked", "look", "probe_ttfts"]
+
+TIMEOUT = httpx.Timeout(30.0, connect=3.0)
+PROBES_PER_REPLICA, PROBES_MIN = 10, 20
+PROBE_WORDS, PROBE_TOKENS = 40, 4
+SESSIONS, ASKED_PER_SESSION = 4, 4
+COHERENCY_WORDS = 260
+COHERENCY_S = 10.0
+POLL_S = 0.2
+
+Say = Callable[[str], None]
+_AWAY = (httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError, ValueError, KeyError)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Looked:
+    """Where to look, and with which words nobody used before. salt: makes probes new prompts."""
+
+    url: str
+    key: str
+    salt: str
+    prometheus: str = ""
+    session_header: str = "x-session-id"
+    limits: tuple[int, int] | None = None
+    limits_reason: str = ""
+    baseline: Baseline | None = None
+    baseline_reason: str = ""
+    price_per_replica_hour: float | None = None
+    budget_per_day: float | None = None
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"authorization": f"Bearer {self.key}"} if self.key else {}
+
+
+async def look(looked: Looked, say: Say, now_s: float) -> Evidence:
+    """All of it, some seconds; does not raise for what the region does or does not do."""
+    reasons = {"baseline": looked.baseline_reason, "limits": looked.limits_reason}
+    async with httpx.AsyncClient(
+        trust_env=False, timeout=TIMEOUT, headers=looked.headers, follow_redirects=False
+    ) as client:
+        say("asking the router for its replicas")
+        policy, urls, why = await _router(client, looked.url)
+        reasons["balancer"] = why
+        say(f"asking {len(urls)} replicas for health and figures")
+        model = await _model(client, looked.url)
+        answered, failed, ttfts = await _probe(client, looked, model, len(urls), say)
+        replicas = await asyncio.gather(*(_replica(client, url) for url in urls))
+        sessions = None
+        if policy == "session":
+            say("asking within sessions")
+            sessions = await _sessions(client, looked, model)
+        say("writing a prompt's KV on one replica and reading it on another")
+        coherency, reasons["coherency"] = await _coherency(client, urls, model, looked.salt)
+        monitor, reasons["monitoring"] = await _monitor(client, looked.prometheus)
+    price = looked.price_per_replica_hour
+    return Evidence(
+        url=looked.url,
+        now_s=now_s,
+        policy=policy,
+        replicas=replicas,
+        answered=answered,
+        failed=failed,
+        sessions=sessions,
+        limits=looked.limits,
+        baseline=looked.baseline,
+        ttft_ms=ttfts,
+        monitor=monitor,
+        coherency=coherency,
+        cost_per_day=None if price is None else len(urls) * 24.0 * price,
+        budget_per_day=looked.budget_per_day,
+        reasons={item: why for item, why in reasons.items() if why},
+    )
+
+
+async def probe_ttfts(looked: Looked, say: Say) -> list[float]:
+    """Milliseconds to the first token of the probes alone, for a baseline. Raises ValueError."""
+    async with httpx.AsyncClient(
+        trust_env=False, timeout=TIMEOUT, headers=looked.headers
+    ) as client:
+        _, urls, _ = await _router(client, looked.url)
+        model = await _model(client, looked.url)
+        _, failed, ttfts = await _probe(client, looked, model, max(len(urls), 1), say)
+    if failed or not ttfts:
+        raise ValueError(f"{failed} probes failed, {len(ttfts)} were answered")
+    return ttfts
+
+
+async def _router(client: httpx.AsyncClient, url: str) -> tuple[str | None, list[str], str]:
+    try:
+        response = await client.get(f"{url}/replicas")
+        if response.status_code != httpx.codes.OK:
+            said = "give the operator's key" if response.status_code in (401, 403) else "no router"
+            return None, [], f"{url}/replicas answers {response.status_code}: {said}"
+        page = msgspec.json.decode(response.content, type=dict[str, Any])
+        return page["policy"], [found["url"] for found in page["replicas"]], ""
+    except _AWAY as error:
+        return None, [], f"{url} does not answer: {type(error).__name__}"
+
+
+async def _model(client: httpx.AsyncClient, url: str) -> str:
+    try:
+        page = (await client.get(f"{url}/v1/models")).json()
+        return str(page["data"][0]["id"])
+    except (*_AWAY, IndexError, TypeError):
+        return ""
+
+
+async def _probe(
+    client: httpx.AsyncClient, looked: Looked, model: str, replicas: int, say: Say
+) -> tuple[Mapping[str, int], int, list[float]]:
+    """One after the other: (answers by replica, failures, TTFT in ms)."""
+    wanted = max(PROBES_MIN, PROBES_PER_REPLICA * replicas)
+    say(f"{wanted} short probes")
+    answered: Counter[str] = Counter()
+    failed, ttfts = 0, list[float]()
+    for number in range(wanted):
+        prompt = _words(f"{looked.salt} probe {number}", PROBE_WORDS)
+        replica, ttft_ms = await _stream(client, looked.url, _body(model, prompt), {})
+        if ttft_ms is None:
+            failed += 1
+        else:
+            answered[replica] += 1
+            ttfts.append(ttft_ms)
+    return answered, failed, ttfts
+
+
+async def _sessions(client: httpx.AsyncClient, looked: Looked, model: str) -> list[frozenset[str]]:
+    found = []
+    for session in range(SESSIONS):
+        headers = {looked.session_header: f"{looked.salt}-{session}"}
+        seen = set()
+        for turn in range(ASKED_PER_SESSION):
+            prompt = _words(f"{looked.salt} session {session} {turn}", PROBE_WORDS)
+            replica, ttft_ms = await _stream(client, looked.url, _body(model, prompt), headers)
+            if ttft_ms is not None:
+                seen.add(replica)
+        found.append(frozenset(seen))
+    return found
+
+
+async def _stream(
+    client: httpx.AsyncClient, url: str, body: Mapping[str, object], headers: Mapping[str, str]
+) -> tuple[str, float | None]:
+    """(replica, ms to the first token); None for one that failed or broke off."""
+    began_s = time.perf_counter()
+    first_ms: float | None = None
+    try:
+        async with client.stream(
+            "POST", f"{url}/v1/chat/completions", json={**body, "stream": True}, headers=headers
+        ) as response:
+            if response.status_code != httpx.codes.OK:
+                return "", None
+            whole = False
+            async for line in response.aiter_lines():
+                if first_ms is None and line.startswith("data: {"):
+                    first_ms = (time.perf_counter() - began_s) * 1000.0
+                whole = whole or line == "data: [DONE]"
+            return response.headers.get("x-bul-replica", ""), first_ms if whole else None
+    except _AWAY:
+        return "", None
+
+
+async def _replica(client: httpx.AsyncClient, url: str) -> ReplicaEvidence:
+    try:
+        live = await client.get(f"{url}/health", params={"deep": "1"})
+        ready = await client.get(f"{url}/ready")
+    except _AWAY as error:
+        return ReplicaEvidence(url=url, reason=type(error).__name__)
+    signals, why = await _page(client, f"{url}/signals")
+    stats, _ = await _page(client, f"{url}/cache/stats")
+    try:
+        deep = str(live.json().get("deep", ""))
+    except (ValueError, AttributeError):
+        deep = ""
+    return ReplicaEvidence(
+        url=url,
+        live=live.status_code == httpx.codes.OK,
+        ready=ready.status_code == httpx.codes.OK,
+        deep=deep,
+        signals=signals,
+        tiers=None if stats is None else stats.get("parts", {}),
+        series=await _series(client, f"{url}/metrics"),
+        reason=why,
+    )
+
+
+async def _page(client: httpx.AsyncClient, url: str) -> tuple[dict[str, Any] | None, str]:
+    try:
+        response = await client.get(url)
+        if response.status_code != httpx.codes.OK:
+            return None, f"{url} answers {response.status_code}"
+        return msgspec.json.decode(response.content, type=dict[str, Any]), ""
+    except _AWAY as error:
+        return None, f"{url}: {type(error).__name__}"
+
+
+async def _series(client: httpx.AsyncClient, url: str) -> Mapping[str, float] | None:
+    """Sums over labels; None for a page that is closed or no metrics."""
+    try:
+        response = await client.get(url)
+        if response.status_code != httpx.codes.OK:
+            return None
+        sums: dict[str, float] = {}
+        for family in text_string_to_metric_families(response.text):
+            for sample in family.samples:
+                value = 0.0 if math.isnan(sample.value) else sample.value
+                sums[sample.name] = sums.get(sample.name, 0.0) + value
+    except _AWAY:
+        return None
+    return sums
+
+
+async def _coherency(
+    client: httpx.AsyncClient, urls: Sequence[str], model: str, salt: str
+) -> tuple[Coherency | None, str]:
+    if len(urls) < 2:
+        return None, "there is one replica"
+    first, second = urls[0], urls[1]
+    body = _body(model, _words(f"{salt} coherency", COHERENCY_WORDS))
+    try:
+        written = (await client.post(f"{first}/v1/chat/completions", json=body)).json()
+        await _reached(client, second, body)
+        read = (await client.post(f"{second}/v1/chat/completions", json=body)).json()
+        text, other = (page["choices"][0]["message"]["content"] for page in (written, read))
+        details = read["usage"].get("prompt_tokens_details") or {}
+        return Coherency(
+            written_on=first,
+            read_on=second,
+            cached_tokens=int(details.get("cached_tokens", 0)),
+            same_text=text == other,
+        ), ""
+    except (*_AWAY, IndexError, TypeError) as error:
+        return None, f"{first} or {second} did not answer: {type(error).__name__}"
+
+
+async def _reached(client: httpx.AsyncClient, url: str, body: Mapping[str, object]) -> None:
+    """Until the prompt's full blocks have reached `url`, by its own word; asking for the answer
+    itself would compute and keep them there.
+    """
+    end_s = time.monotonic() + COHERENCY_S
+    while time.monotonic() < end_s:
+        page = (await client.post(f"{url}/cache/explain", json=body)).json()
+        if 0 < page["blocks"] <= page["cached"]:
+            return
+        await asyncio.sleep(POLL_S)
+
+
+async def _monitor(client: httpx.AsyncClient, url: str) -> tuple[Monitor | None, str]:
+    if not url:
+        return None, "no Prometheus was named: --prometheus URL"
+    try:
+        targets = (await client.get(f"{url}/api/v1/targets", params={"state": "active"})).json()
+        rules = (await client.get(f"{url}/api/v1/rules", params={"type": "alert"})).json()
+        ours = [
+            target
+            for target in targets["data"]["activeTargets"]
+            if target["labels"]["job"].startswith("bul")
+        ]
+        names = frozenset(
+            rule["name"] for group in rules["data"]["groups"] for rule in group["rules"]
+        )
+        up = sum(target["health"] == "up" for target in ours)
+        return Monitor(up=up, targets=len(ours), alerts=names), ""
+    except (*_AWAY, TypeError) as error:
+        return None, f"{url} does not answer like a Prometheus: {type(error).__name__}"
+
+
+def _words(beginning: str, count: int) -> str:
+    """The beginning makes it new: no block of it can be in any cache."""
+    return f"{beginning}: " + " ".join(f"word{number}" for number in range(count))
+
+
+def _body(model: str, prompt: str) -> dict[str, object]:
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": PROBE_TOKENS,
+        "temperature": 0,
+    }
