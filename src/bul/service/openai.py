@@ -9,15 +9,15 @@ before any of it reaches a tokenizer.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn
 
 import msgspec
 
 from bul.errors import InvalidRequest
 from bul.inference.contract import ChatMessage, Sampling
+from bul.service.decoding import decode
 
 __all__ = [
     "BODY_BYTES_MAX",
@@ -149,7 +149,6 @@ UNSUPPORTED_MESSAGE = ("tool_calls", "function_call", "refusal", "audio")
 
 _chat_decoder = msgspec.json.Decoder(_ChatBody)
 _completion_decoder = msgspec.json.Decoder(_CompletionBody)
-Body = TypeVar("Body", _ChatBody, _CompletionBody)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,7 +174,7 @@ class Job:
 
 def parse_chat(body: bytes, *, context_tokens: int) -> Job:
     """The body of POST /v1/chat/completions. Raises InvalidRequest that names the field."""
-    parsed = _decode(_chat_decoder, body)
+    parsed = decode(_chat_decoder, body)
     _refuse_unsupported(parsed, UNSUPPORTED_CHAT)
     messages = _messages(parsed.messages)
     param = "max_tokens" if parsed.max_completion_tokens is None else "max_completion_tokens"
@@ -185,7 +184,7 @@ def parse_chat(body: bytes, *, context_tokens: int) -> Job:
 
 def parse_completion(body: bytes, *, context_tokens: int) -> Job:
     """The body of POST /v1/completions. Raises InvalidRequest that names the field."""
-    parsed = _decode(_completion_decoder, body)
+    parsed = decode(_completion_decoder, body)
     _refuse_unsupported(parsed, UNSUPPORTED_COMPLETION)
     if parsed.best_of not in (None, 1, parsed.n):
         _refuse("best_of", "best_of is not supported: leave it out", code="unsupported_parameter")
@@ -358,41 +357,3 @@ def _between(param: str, value: float, low: float, high: float) -> None:
 
 def _refuse(param: str | None, message: str, *, code: str | None = "invalid_value") -> NoReturn:
     raise InvalidRequest(message, param=param, code=code)
-
-
-def _decode(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise _explain(str(error), decoder.type) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        message = f"the body is not valid JSON: {str(error)[:120]}"
-        raise InvalidRequest(message, code="invalid_json") from error
-    except RecursionError as error:
-        raise InvalidRequest("the body is nested too deeply", code="invalid_json") from error
-
-
-_WRONG = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?", re.DOTALL)
-_NAMED = re.compile(
-    r"Object (?P<how>missing required|contains unknown) field `(?P<name>.*)`", re.DOTALL
-)
-
-
-def _explain(message: str, body_type: Any) -> InvalidRequest:
-    """Msgspec's words as an error that names the field: "Expected `int`, got `str` - at `$.n`"."""
-    found = _WRONG.fullmatch(message)
-    what, path = (found["what"], found["path"] or "") if found else (message, "")
-    named = _NAMED.fullmatch(what)
-    if named is None:
-        param = path[:100] or None
-        return InvalidRequest(f"{param or 'body'}: {what[:200]}", param=param, code="invalid_type")
-    param = f"{path}.{named['name']}".lstrip(".")[:100]
-    if named["how"] == "missing required":
-        return InvalidRequest(
-            f"{param} is required", param=param, code="missing_required_parameter"
-        )
-    near = difflib.get_close_matches(param, body_type.__struct_fields__, n=1) if not path else []
-    hint = f"did you mean {near[0]}?" if near else ""
-    return InvalidRequest(
-        f"unknown parameter {param!r}", param=param, code="unknown_parameter", hint=hint
-    )
