@@ -3,11 +3,13 @@
     make bench-scaling                          all of it, within an hour on one core
     python bench/scaling.py --policy hpa        only some; others that were played are kept
     python bench/scaling.py --minutes 8         as far as it comes; the next call goes on
+    python bench/scaling.py --show              the table of what was played so far
     python bench/scaling.py --afresh            forget what was played
 
 Coarse replays, week one tunes, week two scores. The coarse replay's error is measured beside it:
 each policy's chosen setting, 100,000 requests of the second week, against the exact replay.
-Writes bench/out/scaling.json: every score by seed, the rows, and the CPU seconds of each part.
+Writes bench/out/scaling.md, and scaling.json: every score by seed, the rows, and the CPU seconds of
+each part.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from _scaling_page import page
 
 from bul.scaling.bounds import Bounds
 from bul.simulator.arrivals import Arrivals, read_workload
@@ -153,6 +157,7 @@ def main() -> None:
     parser.add_argument("--policy", action="append", choices=COMPARED)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--show", action="store_true")
     parser.add_argument("--afresh", action="store_true")
     given = parser.parse_args()
     kept: Kept = {"scores": {}, "cpu_s": {}}
@@ -160,13 +165,17 @@ def main() -> None:
         kept |= json.loads(OUT.read_text())
     profiles, names = given.profile or ["8b", "70b"], given.policy or list(COMPARED)
     todo, until_s = list(parts(profiles, names)), time.monotonic() + 60.0 * given.minutes
-    if not all(play_seed(kept, seed, todo, until_s) for seed in range(given.seeds)):
+    if not given.show and not all(
+        play_seed(kept, seed, todo, until_s) for seed in range(given.seeds)
+    ):
         print("time is up; call again to go on")
         return
     kept["parts"] = {}
     for profile in profiles:
         for cold_start_s in COLD_STARTS:
             scores = scores_of(kept, profile, cold_start_s)
+            if not scores:
+                continue
             table, hours = rows(scores, ASKED)
             show(profile, cold_start_s, table, hours)
             errors = errors_of(scores, profile, cold_start_s)
@@ -174,6 +183,8 @@ def main() -> None:
                 "rows": table, "hours_at": hours, "coarse_error": errors
             }  # fmt: skip
     save(kept)
+    seeds = {key: len(found) for key, found in kept["scores"].items() if "adaptive" in key}
+    OUT.with_suffix(".md").write_text(page(kept["parts"], seeds))
     print(f"\n{sum(kept['cpu_s'].values()) / 60.0:.0f} minutes of CPU in all")
 
 
