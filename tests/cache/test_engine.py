@@ -360,3 +360,16 @@ def test_the_urgent_do_not_wait_for_the_less_urgent_and_who_waited_goes_with_the
     for match in (first, second, urgent, late):
         match.release()
     assert engine.stats()["engine"]["matches_alive"] == 0
+
+
+def test_the_ages_of_ram_are_those_of_its_first_and_last_block(
+    make: MakeEngine, clock: ManualClock
+) -> None:
+    engine = make()
+    assert "oldest_block_age_s" not in engine.stats()["ram"]
+    store(engine, chain(3))
+    clock.advance(50.0)
+    store(engine, chain(2, 900))
+    clock.advance(7.0)
+    ram = engine.stats()["ram"]
+    assert (ram["oldest_block_age_s"], ram["newest_block_age_s"]) == (57.0, 7.0)

@@ -6,7 +6,9 @@ implementation passes `bul.testing.tier_contract`.
 
 A tier that is reached over a network may have two more methods: `probe()`, a cheap sign of life
 that raises TierUnavailable, and `delete_values(keys, version)`, which leaves tombstones so that an
-older `set` that comes late brings nothing back. The lane and the write queue use them where they are.
+older `set` that comes late brings nothing back. One that outlives the process may have
+`hottest(blocks_max)`: chains of keys, root first, the most recently used first, lazily and without
+raising. The lane, the write queue and `ahead.py` use them where they are.
 
 A tier verifies what it reads: identity, key, length and checksum; any mismatch is a miss, a counter
 and a quarantine, never an exception and never bytes.

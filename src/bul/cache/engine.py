@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from bul.blocks.identity import Identity
 from bul.blocks.prefix import Buffer, PrefixMatch, RequestFacts
+from bul.cache.ahead import Ahead
 from bul.cache.contract import Tier
 from bul.cache.counters import RequestCounters
 from bul.cache.default_tiers import default_tiers
@@ -32,11 +33,11 @@ from bul.cache.flights import Flight, Flights
 from bul.cache.general import GeneralValues
 from bul.cache.handle import EngineMatch
 from bul.cache.keeper import Keeper
-from bul.cache.lane import Lane
+from bul.cache.lane import make_lanes
 from bul.cache.learner import Learner
 from bul.cache.loads import Loads
 from bul.cache.pins import Pins
-from bul.cache.placement import BreakEven, PrefillRate
+from bul.cache.placement import PrefillRate
 from bul.cache.resident import Resident
 from bul.cache.shares import TenantShares
 from bul.cache.values import ValueStore
@@ -96,7 +97,7 @@ class UltraAdaptiveKVCacheEngine:
         self._prefill = PrefillRate()
         if tiers is None:
             tiers = default_tiers(config, identity, self._clock)
-        self._lanes = self._make_lanes(tiers)
+        self._lanes = make_lanes(tiers, config, self._prefill, self._clock)
         self._keeper = Keeper(
             self._resident,
             self._lanes,
@@ -129,6 +130,17 @@ class UltraAdaptiveKVCacheEngine:
             block_tokens=config.block_tokens,
             block_bytes=block_bytes,
         )
+        self._ahead = Ahead(
+            self._resident,
+            self._lanes,
+            self._keeper,
+            self._flights,
+            self._loads,
+            lock=self._lock,
+            clock=self._clock,
+            bytes_per_s_max=config.prefetch_bytes_per_s_max * config.enable_prefetch,
+        )
+        self._ahead.start()
         self.leaked: collections.deque[Flight] = collections.deque()
         self._leaks_total = 0
         self._requests = RequestCounters(config.block_tokens)
@@ -149,6 +161,7 @@ class UltraAdaptiveKVCacheEngine:
         if self.leaked:
             self.tick()
         now_s = self._clock.now_s()
+        self._ahead.asked(now_s)
         with self._lock:
             flight = self._flights.start(keys, facts, now_s)
             waits = not flight.settled
@@ -186,6 +199,7 @@ class UltraAdaptiveKVCacheEngine:
         """Tell the policy how the request over `path` ended."""
         with self._lock:
             self._resident.finish(path, output_tokens)
+            self._ahead.ended(path, facts.tenant)
 
     def observe_prefill(self, tokens: int, seconds: float) -> None:
         """A measurement for the break-even gate: `tokens` were computed in `seconds`."""
@@ -253,7 +267,7 @@ class UltraAdaptiveKVCacheEngine:
                     "hit_tokens_total": self._requests.ram_hit_tokens_total,
                     "pinned_prefixes": len(self._pins),
                     "over_share_evictions_total": self._shares.trimmed_total,
-                    **self._resident.stats(),
+                    **self._resident.stats(self._clock.now_s()),
                 },
                 "values": self._values.stats(),
             }
@@ -270,6 +284,7 @@ class UltraAdaptiveKVCacheEngine:
         flights = self._flights
         return {
             **self._requests.totals(),
+            **self._ahead.stats(),
             "set_blocks_total": self._set_blocks_total,
             "matches_alive": len(flights.alive),
             "matches_waiting": flights.waiting,
@@ -326,6 +341,7 @@ class UltraAdaptiveKVCacheEngine:
             return True
         flushed = self.flush(timeout_s)
         self._closed.set()
+        self._ahead.close(timeout_s)
         with self._lock:
             self._loads.stop()
         self._call_due()
@@ -362,22 +378,6 @@ class UltraAdaptiveKVCacheEngine:
                 callback()
             except Exception:
                 logger.exception("a caller's when_settled callback raised")
-
-    def _make_lanes(self, tiers: Sequence[Tier]) -> tuple[Lane, ...]:
-        """Each tier gets its share of `num_workers`, at least one."""
-        config = self.config
-        share, rest = divmod(config.num_workers, max(1, len(tiers)))
-        return tuple(
-            Lane(
-                tier,
-                threads=max(1, share + (position < rest)),
-                deadline_s=config.tier_deadline_s,
-                queue_bytes_max=config.write_queue_bytes_max,
-                gate=BreakEven(self._prefill, enabled=config.break_even),
-                clock=self._clock,
-            )
-            for position, tier in enumerate(tiers)
-        )
 
     def _keep_house(self) -> None:
         """Start the housekeeper, once: only who waits for others needs claims to age."""

@@ -50,22 +50,29 @@ class Keeper:
         touched: int,
         now_s: float,
         source: int | None = None,
+        speculative: bool = False,
     ) -> list[Entry]:
-        """Keep `blocks` as the end of `path`; `source` is the lane they were loaded from."""
+        """Keep `blocks` as the end of `path`; `source` is the lane they were loaded from.
+
+        speculative: nobody asked for them, so they come in only where there is room.
+        """
         first = len(path) - len(blocks)
         expires_s = now_s + self._ttl_s if self._ttl_s else 0.0
         # What lies in a lane already: the source and all that are slower.
         queued = 0 if source is None else -1 << source
         parents = (path[first - 1] if first else b"", *path[first:])
         new = [
-            Entry(block, parent, expires_s=expires_s, tenant=facts.tenant, queued=queued)
+            Entry(block, parent, expires_s, facts.tenant, queued, now_s)
             for block, parent in zip(blocks, parents, strict=False)
         ]
         if self._lanes:
             for key, entry in zip(path[first:], new, strict=True):
                 if key not in self._resident.entries:
                     self._offer(key, entry, now_s)
-        self._resident.admit(path, new, facts, touched=touched, now_s=now_s)
+        if speculative:
+            self._resident.admit_where_room(path, new, facts, now_s=now_s)
+        else:
+            self._resident.admit(path, new, facts, touched=touched, now_s=now_s)
         self.demote(now_s)
         return new
 

@@ -20,17 +20,18 @@ import concurrent.futures
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from bul.cache.breaker import BREAKER_PAUSE_S_MAX, Breaker
 from bul.cache.contract import BlockRecord, Tier
-from bul.cache.placement import BreakEven
+from bul.cache.placement import BreakEven, PrefillRate
 from bul.cache.write_queue import Batch, Removal, WriteQueue
 from bul.clock import Clock
+from bul.config import KVCacheConfig
 from bul.errors import TierUnavailable
 
-__all__ = ["Lane"]
+__all__ = ["Lane", "make_lanes"]
 
 READS_QUEUED_MAX = 4096
 STATS_WAIT_S = 0.02
@@ -105,6 +106,11 @@ class Lane:
             free = free and self._may_ask(now_s)
             self._unavailable_total += not free
             return free
+
+    @property
+    def writing(self) -> bool:
+        """Whether writes are queued or under way."""
+        return self._writing or bool(self._writes)
 
     def read(self, job: Callable[[], None]) -> None:
         """Run `job` on a thread of this lane, before any write. `job` must not raise."""
@@ -335,3 +341,21 @@ class Lane:
             self._written_total += written
             self._dropped_total += len(batch.records) - written
             self._changed.notify_all()
+
+
+def make_lanes(
+    tiers: Sequence[Tier], config: KVCacheConfig, prefill: PrefillRate, clock: Clock
+) -> tuple[Lane, ...]:
+    """A lane for each tier, each with its share of `num_workers`, at least one."""
+    share, rest = divmod(config.num_workers, max(1, len(tiers)))
+    return tuple(
+        Lane(
+            tier,
+            threads=max(1, share + (position < rest)),
+            deadline_s=config.tier_deadline_s,
+            queue_bytes_max=config.write_queue_bytes_max,
+            gate=BreakEven(prefill, enabled=config.break_even),
+            clock=clock,
+        )
+        for position, tier in enumerate(tiers)
+    )

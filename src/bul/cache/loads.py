@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from bul.blocks.prefix import Buffer
+from bul.cache.contract import Tier
 from bul.cache.flights import Flight, Flights
 from bul.cache.keeper import Keeper
 from bul.cache.lane import Lane
@@ -166,7 +167,7 @@ class Loads:
             keys = load.flight.keys[start : min(load.end, start + max(1, self._window_blocks))]
         tier = load.lane.tier
         try:
-            blocks = load.lane.call("read", lambda: self._checked(tier.get(keys), len(keys)))
+            blocks = load.lane.call("read", functools.partial(self.read, tier, keys))
         except TierUnavailable:
             blocks = [None] * len(keys)
         with self._lock:
@@ -175,10 +176,11 @@ class Loads:
                 self._land(load)
         self._call_due()
 
-    def _checked(self, blocks: object, count: int) -> list[Buffer | None]:
-        """`blocks` if a tier may say so; ValueError (a failure of the tier) if not."""
-        if not isinstance(blocks, list) or len(blocks) != count:
-            raise ValueError(f"asked for {count} blocks, got {type(blocks).__name__}")
+    def read(self, tier: Tier, keys: Sequence[bytes]) -> list[Buffer | None]:
+        """What `tier` has of `keys`; ValueError (a failure of the tier) for what is no answer."""
+        blocks: object = tier.get(keys)
+        if not isinstance(blocks, list) or len(blocks) != len(keys):
+            raise ValueError(f"asked for {len(keys)} blocks, got {type(blocks).__name__}")
         for block in blocks:
             if block is None:
                 continue

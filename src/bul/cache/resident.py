@@ -11,6 +11,7 @@ that is exact in practice; `_squeeze` makes it exact for any mixture.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
@@ -27,9 +28,9 @@ GROW_SHARE = 16
 class Entry(msgspec.Struct, gc=False, eq=False):
     """One resident block. `parent` is the key before it, b"" for a chain's first block.
 
-    expires_s: on the owner's clock, 0.0 for never. queued: bit i is set once slower tier i has it
-    or has it in its queue. children: resident blocks behind it. holds: matches that use it as
-    their deepest block. It refers to no other entry, so the garbage collector need not know it.
+    since_s, expires_s: on the owner's clock; 0.0 never expires. queued: bit i is set once slower
+    tier i has it or has it in its queue. children: resident blocks behind it. holds: matches that
+    use it as their deepest block. It refers to no other entry: the garbage collector need not know.
     """
 
     payload: Buffer
@@ -37,6 +38,7 @@ class Entry(msgspec.Struct, gc=False, eq=False):
     expires_s: float = 0.0
     tenant: str = ""
     queued: int = 0
+    since_s: float = 0.0
     payload_bytes: int = 0
     children: int = 0
     holds: int = 0
@@ -127,6 +129,30 @@ class Resident:
         if self.on_use is not None:
             self.on_use(path, facts.tenant)
 
+    def admit_where_room(
+        self, path: Sequence[bytes], new: Sequence[Entry], facts: RequestFacts, *, now_s: float
+    ) -> None:
+        """Offer `new` as the end of `path`, which nobody asked for: no use, and nothing leaves."""
+        first = len(path) - len(new)
+        room = self.room_blocks()
+        path, new = path[: first + room], new[:room]
+        if not new or (first and path[first - 1] not in self.entries):
+            return
+        access = self._access(path, 0, facts, now_s)
+        refused = set(self._policy.access(dataclasses.replace(access, speculative=True)))
+        for key, entry in zip(path[first:], new, strict=True):
+            if key not in refused and key not in self.entries:
+                self._insert(key, entry)
+
+    def room_blocks(self) -> int:
+        """How many more blocks of the mean size fit without an eviction."""
+        blocks = len(self.entries)
+        room = self._policy.capacity - blocks
+        if blocks:
+            left = self._bytes_max - self._reserved_bytes - self.bytes
+            room = min(room, left * blocks // max(1, self.bytes))
+        return max(0, room)
+
     def finish(self, path: Sequence[bytes], output_tokens: int) -> None:
         """Pass the end of a request on to the policy."""
         self._policy.finish(path, output_tokens)
@@ -179,8 +205,15 @@ class Resident:
         """How many blocks the policy may keep now."""
         return self._policy.capacity
 
-    def stats(self) -> Mapping[str, float]:
+    def stats(self, now_s: float) -> Mapping[str, float]:
+        """Ages are of the blocks that came first and last."""
+        ages: dict[str, float] = {}
+        if self.entries:  # in the order in which they came
+            for name, keys in (("oldest", self.entries), ("newest", reversed(self.entries))):
+                entry = self.entries[next(iter(keys))]
+                ages[f"{name}_block_age_s"] = max(0.0, now_s - entry.since_s)
         return {
+            **ages,
             "blocks": len(self.entries),
             "bytes": self.bytes,
             "capacity_blocks": self._policy.capacity,

@@ -93,13 +93,18 @@ def _replica_table(document: dict[str, typing.Any]) -> Table:
             f"{figures.get('blocks', 0):,.0f}",
             f"{figures.get('bytes', 0) / 1e6:,.1f}",
             f"{figures.get('hit_tokens_total', 0):,.0f}",
-            _age(figures.get("oldest_segment_age_s")),
-            _age(figures.get("newest_segment_age_s")),
+            _age(_age_s("oldest", figures)),
+            _age(_age_s("newest", figures)),
         )
     engine = document["parts"].get("engine", {})
     asked, cached = (engine.get(f"{name}_tokens_total", 0) for name in ("asked", "cached"))
     table.caption = f"{cached:,.0f} of {asked:,.0f} tokens asked for were cached"
     return table
+
+
+def _age_s(which: str, figures: dict[str, float]) -> float | None:
+    """Of the tier's oldest or newest block: its own age, or its segment's; `None` if unknown."""
+    return figures.get(f"{which}_block_age_s", figures.get(f"{which}_segment_age_s"))
 
 
 def _age(seconds: float | None) -> str:

@@ -50,6 +50,7 @@ class KVCacheConfig:
 
     max_tokens: RAM tier, in tokens of KV. ram_bytes_max: the same tier in bytes; whichever is
     reached first. prefetch_size: blocks loaded ahead along a chain. num_workers: I/O threads.
+    prefetch_bytes_per_s_max: for blocks that nobody asked for yet; 0 loads none of them.
     distributed_backend: "gloo" or "nccl"; valid anywhere, checked when the engine starts.
     persistence_dir: the disk tier's folder, shared by the replicas of a host.
     cache_generated: also keep KV made while decoding (DESIGN: may differ in float noise).
@@ -69,6 +70,7 @@ class KVCacheConfig:
     seed: int = 0
     enable_prefetch: bool = True
     prefetch_size: int = 16
+    prefetch_bytes_per_s_max: int = 256 * MIB
     enable_persistence: bool = False
     persistence_dir: str = ""
     disk_bytes_max: int = 16 * GIB
@@ -103,6 +105,7 @@ class KVCacheConfig:
         _whole("ram_bytes_max", self.ram_bytes_max, MIB, 1 << 50)
         _one_of("eviction", self.eviction, EVICTION_POLICIES)
         _whole("prefetch_size", self.prefetch_size, 0, 4096)
+        _whole("prefetch_bytes_per_s_max", self.prefetch_bytes_per_s_max, 0, 1 << 40)
         _whole("disk_bytes_max", self.disk_bytes_max, MIB, 1 << 60)
         _one_of("fsync", self.fsync, ("none", "interval", "always"))
         _in_range("fsync_interval_s", self.fsync_interval_s, 0.01, 3600)

@@ -28,7 +28,7 @@ from bul.cache.contract import BlockRecord, CheckReport, Tier
 
 __all__ = ["Int8Codec", "QuantisedTier"]
 
-OPTIONAL = ("probe", "delete_values")
+OPTIONAL = ("probe", "delete_values", "hottest")
 RAW, INT8 = b"\x00", b"\x01"
 
 
@@ -98,7 +98,7 @@ class QuantisedTier:
         return self._inner.delete(keys)
 
     def __getattr__(self, name: str) -> Any:
-        """`probe` and `delete_values`, if `inner` has them."""
+        """The methods of OPTIONAL, if `inner` has them."""
         if name not in OPTIONAL:
             raise AttributeError(name)
         return getattr(self._inner, name)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -312,6 +312,11 @@ class DiskIndex:
             offset += len(data)
             slots = np.frombuffer(data[: len(data) // SLOT_BYTES * SLOT_BYTES], SLOT_DTYPE)
             yield slots[slots["sequence"] != 0]
+
+    def count(self, live: Iterable[int]) -> int:
+        """Entries of the segments `live`."""
+        numbers = np.fromiter(live, np.uint32)
+        return sum(int(np.isin(slots["sequence"], numbers).sum()) for slots in self.chunks())
 
     def _grow(self, live: Container[int]) -> None:
         slots = np.concatenate([*self.chunks(), np.zeros(0, SLOT_DTYPE)])

@@ -16,12 +16,11 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 
 from bul.blocks.chain import KEY_BYTES
 from bul.blocks.format import (
@@ -36,6 +35,7 @@ from bul.cache.tiers.disk.check import check_folder
 from bul.cache.tiers.disk.codec import encode
 from bul.cache.tiers.disk.counters import Counters
 from bul.cache.tiers.disk.folder import Folder, unusable
+from bul.cache.tiers.disk.hottest import hottest_chains
 from bul.cache.tiers.disk.index import DiskIndex, Entry
 from bul.cache.tiers.disk.io import DiskIO
 from bul.cache.tiers.disk.read import Reader, own_key
@@ -264,7 +264,7 @@ class DiskTier:
         try:
             self._reader.follow()
             totals["bytes"] = float(self._folder.used_bytes())
-            totals["blocks"] = float(self._count())
+            totals["blocks"] = float(self._index.count(self._folder.live))
             wall_s = self._clock.wall_s()
             totals |= segment_ages(self._files, self._folder.live, self._io, wall_s)
         except OSError:
@@ -275,6 +275,10 @@ class DiskTier:
         totals["index_bytes"] = float(self._index.file_bytes)
         totals["open_s"] = self._open_s
         return totals
+
+    def hottest(self, blocks_max: int) -> Iterator[list[bytes]]:
+        """Chains of this identity that were used last; see `hottest.py`."""
+        return hottest_chains(self._index, self._files, self._folder.live, self._io, blocks_max)
 
     def check(self, *, fix: bool = False) -> CheckReport:
         """Read everything, compare both ways; with `fix`, make them agree."""
@@ -370,10 +374,6 @@ class DiskTier:
         return index_bytes <= self._bytes_max * INDEX_SHARE_MAX and self._room.fits(index_bytes)
 
     # -- upkeep ----------------------------------------------------------------------------
-
-    def _count(self) -> int:
-        live = np.fromiter(self._folder.live, np.uint32, len(self._folder.live))
-        return sum(int(np.isin(slots["sequence"], live).sum()) for slots in self._index.chunks())
 
     def _refuse_if_closed(self) -> None:
         if self._closed.is_set():
