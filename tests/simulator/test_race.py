@@ -57,6 +57,7 @@ def test_the_same_run_twice_is_the_same_to_the_last_step() -> None:
     assert np.array_equal(runs[0].ttft_s, runs[1].ttft_s)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [2.0, 3.0, 5.0])
 def test_the_coarse_replay_is_near_the_exact_one(replicas: float) -> None:
     arrivals = draw_all(calm(2, rate=6.0, cv=2.0), 1.0, 5)
@@ -67,6 +68,18 @@ def test_the_coarse_replay_is_near_the_exact_one(replicas: float) -> None:
     assert coarse.replica_hours == pytest.approx(exact.replica_hours, rel=0.01)
     shares = [run.violation_share(0.5) for run in (coarse, exact)]
     assert abs(shares[0] - shares[1]) <= max(0.4 * max(shares), 0.01), shares
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "setting"), [("hpa", 8.0), ("adaptive", 0.02)])
+def test_the_coarse_replay_leads_a_scaler_as_the_exact_one_does(name: str, setting: float) -> None:
+    arrivals = draw_all(calm(3, rate=6.0, cv=3.0), 1.0, 5)
+    future = future_of(arrivals, EXPERIMENT.profile, 15.0)
+    coarse, exact = (
+        play(name, setting, arrivals, EXPERIMENT, future, coarse=flag) for flag in (True, False)
+    )
+    assert coarse.replica_hours == pytest.approx(exact.replica_hours, rel=0.05)
+    assert coarse.violation_share(0.5) == pytest.approx(exact.violation_share(0.5), rel=0.4)
 
 
 def test_no_request_is_lost_and_none_is_answered_before_it_came() -> None:
@@ -178,6 +191,7 @@ def test_hours_at_lies_between_neighbours_and_is_none_outside() -> None:
     assert hours_at([(0.0, 5.0), (0.02, 3.0)], 0.02) == pytest.approx(3.0)
 
 
+@pytest.mark.slow
 def test_a_race_has_a_row_per_setting_and_an_error_of_its_coarse_replay() -> None:
     seen: list[tuple[int, int]] = []
     outcome = race(
