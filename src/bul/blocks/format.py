@@ -123,7 +123,7 @@ class BlockHeader(NamedTuple):
     @property
     def record_bytes(self) -> int:
         """Header, payload and padding."""
-        return padded(RECORD_HEADER_BYTES + self.stored_bytes)
+        return (RECORD_HEADER_BYTES + self.stored_bytes + ALIGN_BYTES - 1) & -ALIGN_BYTES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,10 +163,11 @@ def _seal_holds(data: memoryview, size: int, place: int, skip: int = 0) -> bool:
     return xxh3_128_digest(data[skip:size], place & _U64) == data[size : size + _CHECKSUM_BYTES]
 
 
-def encode_record_header(header: BlockHeader, place: int) -> bytes:
+def encode_record_header(header: BlockHeader, place: int, checksum: bytes = b"") -> bytes:
     """192 bytes. `place` is the segment's seed plus the record's offset.
 
-    The magic stays outside the checksum, so that a record can be marked dead by four bytes.
+    checksum: of the payload, if the header does not have it yet. The magic stays outside the
+    header's own, so that a record can be marked dead by four bytes.
     """
     body = _RECORD.pack(
         DEAD_MAGIC if header.dead else RECORD_MAGIC,
@@ -181,7 +182,7 @@ def encode_record_header(header: BlockHeader, place: int) -> bytes:
         header.identity,
         header.key,
         header.parent,
-        header.checksum,
+        checksum or header.checksum,
     )
     return _sealed(body, place, skip=len(RECORD_MAGIC))
 
@@ -220,7 +221,7 @@ def payload_matches(header: BlockHeader, payload: Buffer) -> bool:
 
 
 def sound_payload(
-    data: bytes | bytearray, place: int, key: bytes, identity: bytes
+    data: Buffer, place: int, key: bytes, identity: bytes
 ) -> tuple[memoryview, int, int, int] | None:
     """(payload, encoding, raw bytes, expiry in ms) of a record that is all it should be.
 
@@ -228,22 +229,23 @@ def sound_payload(
     dead" on top, in a third of the time: every read of a block goes through it. `None` does not
     say why; the parser does.
     """
-    if len(data) < RECORD_HEADER_BYTES or not data.startswith(_SOUND):
-        return None
     view = memoryview(data)
-    seal = data[_RECORD.size : RECORD_HEADER_BYTES]
-    if xxh3_128_digest(view[len(RECORD_MAGIC) : _RECORD.size], place & _U64) != seal:
+    head = bytes(view[:RECORD_HEADER_BYTES])
+    if len(head) < RECORD_HEADER_BYTES or not head.startswith(_SOUND):
         return None
-    if data[_KEY_AT : _KEY_AT + 32] != key or data[_IDENTITY_AT : _IDENTITY_AT + 32] != identity:
+    seal = head[_RECORD.size :]
+    if xxh3_128_digest(head[len(RECORD_MAGIC) : _RECORD.size], place & _U64) != seal:
         return None
-    stored, raw, expires = _LENGTHS.unpack_from(data, _LENGTHS_AT)
+    if head[_KEY_AT : _KEY_AT + 32] != key or head[_IDENTITY_AT : _IDENTITY_AT + 32] != identity:
+        return None
+    stored, raw, expires = _LENGTHS.unpack_from(head, _LENGTHS_AT)
     payload = view[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + stored]
     if (
         len(payload) != stored
-        or xxh3_128_digest(payload) != data[_CHECKSUM_AT : _CHECKSUM_AT + _CHECKSUM_BYTES]
+        or xxh3_128_digest(payload) != head[_CHECKSUM_AT : _CHECKSUM_AT + _CHECKSUM_BYTES]
     ):
         return None
-    return payload, data[_ENCODING_AT], raw, expires
+    return payload, head[_ENCODING_AT], raw, expires
 
 
 def encode_segment_header(header: SegmentHeader) -> bytes:

@@ -101,7 +101,7 @@ class FaultyIO(DiskIO):
         self._pass("pread")
         return super().pread(fd, size, offset)
 
-    def preadv(self, fd: int, buffers: Sequence[bytearray], offset: int) -> int:
+    def preadv(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
         self._pass("preadv")
         return super().preadv(fd, buffers, offset)
 
@@ -179,7 +179,7 @@ class SlowIO(DiskIO):
             time.sleep(self._seek_s + size / self._bytes_per_s)
         return super().pread(fd, size, offset)
 
-    def preadv(self, fd: int, buffers: Sequence[bytearray], offset: int) -> int:
+    def preadv(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
         size = sum(len(buffer) for buffer in buffers)
         time.sleep(self._seek_s + size / self._bytes_per_s)
         return super().preadv(fd, buffers, offset)

@@ -141,7 +141,7 @@ class LibcIO(DiskIO):
             function.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_long)
             function.restype = ctypes.c_ssize_t
 
-    def preadv(self, fd: int, buffers: Sequence[bytearray], offset: int) -> int:
+    def preadv(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
         return self._gathered(self._libc.preadv, fd, buffers, offset)
 
     def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:

@@ -195,12 +195,15 @@ class DiskIndex:
         if table is None:
             return None
         handle, buckets = table
-        for half in (key[:8], key[8:16]):
-            base = (int.from_bytes(half, "little") % buckets + 1) * BUCKET_BYTES
-            entry = _find(key, base, self._io.pread(handle.fd, BUCKET_BYTES, base))
-            if entry is not None:
-                return entry
-        return None
+        pread, from_bytes = self._io.pread, int.from_bytes
+        base = (from_bytes(key[:8], "little") % buckets + 1) * BUCKET_BYTES
+        bucket = pread(handle.fd, BUCKET_BYTES, base)
+        entry = _find(key, base, bucket) if key in bucket else None
+        if entry is not None:
+            return entry
+        base = (from_bytes(key[8:16], "little") % buckets + 1) * BUCKET_BYTES
+        bucket = pread(handle.fd, BUCKET_BYTES, base)
+        return _find(key, base, bucket) if key in bucket else None
 
     def touch(self, entry: Entry, newest: int) -> None:
         """Note a use, at most one write for a block and segment; a race costs one hint."""
@@ -252,18 +255,17 @@ class DiskIndex:
         for half in (key[:8], key[8:16]):
             base = (int.from_bytes(half, "little") % buckets + 1) * BUCKET_BYTES
             data = self._io.pread(handle.fd, BUCKET_BYTES, base)
-            yield base, data.ljust(BUCKET_BYTES, b"\0")
+            yield base, data if len(data) == BUCKET_BYTES else data.ljust(BUCKET_BYTES, b"\0")
 
     def _place(self, key: bytes, live: Container[int]) -> tuple[int | None, Entry | None]:
         """Where the key is, with its entry; else a free slot, if there is one."""
         pair = list(self._buckets(key))
         for base, data in pair:
-            old = _find(key, base, data)
+            old = _find(key, base, data) if key in data else None
             if old is not None:
                 return old.position, old
-        (base, first), (other_base, second) = (
-            (base, _SEQUENCES.unpack(data)) for base, data in pair
-        )
+        (base, data), (other_base, other) = pair
+        first, second = _SEQUENCES.unpack(data), _SEQUENCES.unpack(other)
         if second.count(0) > first.count(0):
             base, other_base, first, second = other_base, base, second, first
         if 0 in first:

@@ -61,7 +61,7 @@ class DiskIO:
         """Up to `size` bytes; fewer only at the end of the file (or above 2 GiB)."""
         return os.pread(fd, size, offset)
 
-    def preadv(self, fd: int, buffers: Sequence[bytearray], offset: int) -> int:
+    def preadv(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
         """Fill the buffers, at most 512, with one call; may be short at the end of the file."""
         return os.preadv(fd, buffers, offset)
 

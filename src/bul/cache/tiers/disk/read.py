@@ -17,6 +17,7 @@ from bul.blocks.format import (
     sound_payload,
 )
 from bul.blocks.prefix import Buffer
+from bul.cache.tiers.disk.buffers import BufferPool
 from bul.cache.tiers.disk.codec import decode
 from bul.cache.tiers.disk.counters import Counters
 from bul.cache.tiers.disk.folder import Folder
@@ -51,6 +52,7 @@ class Reader:
         self._identity = identity
         self._clock = clock
         self._counters = counters
+        self._buffers = BufferPool()
         self.suspect: set[int] = set()
 
     def follow(self) -> None:
@@ -110,7 +112,7 @@ class Reader:
             segment = self._files.open(first.sequence)
             if segment is None or first.sequence not in self._folder.live:
                 return [None] * len(run)
-            buffers = [bytearray(entry.record_bytes) for entry in entries]
+            buffers = [self._buffers.take(entry.record_bytes) for entry in entries]
             self._io.preadv(segment.handle.fd, buffers, first.offset)
             return [
                 self._judge(key, entry, data, segment.seed)
@@ -119,7 +121,7 @@ class Reader:
         except (OSError, MemoryError):
             return [None] * len(run)
 
-    def _judge(self, key: bytes, entry: Entry, data: bytearray, seed: int) -> Buffer | None:
+    def _judge(self, key: bytes, entry: Entry, data: memoryview, seed: int) -> Buffer | None:
         found = sound_payload(data, seed + entry.offset, key, self._identity)
         if found is None:
             return None

@@ -21,7 +21,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-
 from bul.blocks.chain import KEY_BYTES
 from bul.blocks.format import (
     BlockHeader,
@@ -350,12 +349,12 @@ class DiskTier:
         replaced: list[tuple[Entry, bytes]] = []
         try:
             with self._index.locked():
+                live = self._folder.live
                 for (header, _), (sequence, offset) in zip(fresh, places, strict=True):
                     expires_s = min(-(-header.expires_wall_ms // 1000), EXPIRES_S_MAX)
                     entry = Entry(
                         0, sequence, offset, header.record_bytes, header.tokens, sequence, expires_s
                     )
-                    live = self._folder.live
                     old = self._index.insert(header.key, entry, live, self._may_grow)
                     if old is not None and old.sequence in live:
                         replaced.append((old, header.key))
