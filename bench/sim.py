@@ -2,6 +2,8 @@
 
     make bench-sim                          some 14 minutes; bench/out/sim.json
     python bench/sim.py --minutes 1         a smoke run
+    python bench/sim.py --minutes 2 --timed the timed engine, ten times as fast: does the model
+                                            queue as the runner does? Needs no quiet machine
 
 One `bul serve` with one thread. Its profile is measured, the replay runs, the profile is measured
 again: if the two differ by more than a tenth, the machine was not the same one and the run is void.
@@ -46,6 +48,11 @@ TRACE = ROOT.parent / "shared" / "data" / "azure2023_conv.csv.gz"
 OUT = ROOT / "bench" / "out" / "sim.json"
 TIME_SCALE, LENGTH_SCALE = 12.0, 0.15
 CHUNK_TOKENS, CACHE_TOKENS = 64, 16_384
+TIMED_FASTER = 10.0
+TIMED_FLAGS = [
+    "--engine", "timed", "--prefill-tokens-per-s", "2500", "--decode-tokens-per-s", "500",
+    "--block-bytes", "256",
+]  # fmt: skip
 DRIFT_MAX, ERROR_MAX = 0.10, 0.20
 AVERAGED = (
     "prefill_tokens_per_s", "prefill_growth", "decode_base_s", "decode_each_s", "overhead_s",
@@ -53,11 +60,9 @@ AVERAGED = (
 
 
 @contextlib.contextmanager
-def serving(threads: int) -> Iterator[str]:
-    command = [str(Path(sys.executable).with_name("bul")), "serve", "--port", "0"]
-    process = subprocess.Popen(
-        [*command, "--threads", str(threads)], stdout=subprocess.PIPE, text=True
-    )
+def serving(flags: list[str]) -> Iterator[str]:
+    command = [str(Path(sys.executable).with_name("bul")), "serve", "--port", "0", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         for line in process.stdout:
@@ -86,9 +91,9 @@ async def profile_of(client: Client, seed: int) -> ReplicaProfile:
     return ReplicaProfile(**found["profile"])
 
 
-async def replay(client: Client, minutes: float, seed: int) -> list[Sample]:
+async def replay(client: Client, minutes: float, time_scale: float, seed: int) -> list[Sample]:
     conversations = from_trace(
-        read_any_trace(TRACE), seed=seed, time_scale=TIME_SCALE, length_scale=LENGTH_SCALE
+        read_any_trace(TRACE), seed=seed, time_scale=time_scale, length_scale=LENGTH_SCALE
     )
     limits = Limits(duration_s=minutes * 60.0, drain_s=120.0)
     run = await run_load(client, conversations, limits)
@@ -135,10 +140,12 @@ def errors(live: dict[str, float], made: dict[str, float]) -> dict[str, float]:
     return {name: round(made[name] / live[name] - 1.0, 4) for name in live}
 
 
-async def measure(url: str, model: str, minutes: float, seed: int) -> dict[str, Any]:
+async def measure(
+    url: str, model: str, minutes: float, time_scale: float, seed: int
+) -> dict[str, Any]:
     client = Client(parse_target(url), model=model, timeout_s=300.0)
     before = await profile_of(client, seed)
-    samples = await replay(client, minutes, seed)
+    samples = await replay(client, minutes, time_scale, seed)
     after = await profile_of(client, seed + 1)
     client.close()
     prompts = [sample.prompt_tokens for sample in samples]
@@ -174,14 +181,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--timed", action="store_true")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     given = parser.parse_args()
-    with serving(given.threads) as url:
+    flags = TIMED_FLAGS if given.timed else ["--threads", str(given.threads)]
+    time_scale = TIME_SCALE / TIMED_FASTER if given.timed else TIME_SCALE
+    with serving(flags) as url:
         with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as answer:
             model = json.load(answer)["data"][0]["id"]
-        found = asyncio.run(measure(url, model, given.minutes, given.seed))
+        found = asyncio.run(measure(url, model, given.minutes, time_scale, given.seed))
     OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps({**found, "threads": given.threads, "seed": given.seed}, indent=1))
+    out = OUT.with_stem("sim_timed") if given.timed else OUT
+    out.write_text(json.dumps({**found, "flags": flags, "seed": given.seed}, indent=1))
     print(f"{found['requests']} requests in {given.minutes:g} min, drift {found['drift']:.1%}")
     print(f"{'':12}{'live':>10}{'simulated':>12}{'error':>8}{'control':>10}{'error':>8}")
     for name, live_ms in found["live"].items():
