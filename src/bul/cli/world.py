@@ -109,6 +109,11 @@ class World:
         """Of the doors."""
         return {place.name: place.door.url for place in self._places if place.door is not None}
 
+    @property
+    def homes(self) -> dict[str, str]:
+        """Of the regions' own routers, behind the doors."""
+        return {place.name: place.home for place in self._places}
+
     async def start(self) -> None:
         """Open the links, start all children and doors. Raises ConfigError."""
         for place in self._places:

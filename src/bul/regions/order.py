@@ -32,7 +32,9 @@ class Link:
 
     def __init__(self, region: str, prefill: PrefillRate | None = None) -> None:
         self.region = region
-        self.breaker = Breaker(failures_max=3, pause_s=1.0, pause_s_max=30.0)
+        # One failure is enough: a ping every half second says when it is back, and until then each
+        # question to a dead region would cost its deadline.
+        self.breaker = Breaker(failures_max=1, pause_s=1.0, pause_s_max=30.0)
         self.break_even = BreakEven(prefill or PrefillRate(), enabled=prefill is not None)
         self.rtt_s: float | None = None
         self._spread_s = 0.0

@@ -69,6 +69,8 @@ class FaultProxy:
         self.port = 0
         self.connections = 0
         """Accepted so far."""
+        self.passed_bytes = 0
+        """In both directions, so far."""
         self.swallowed = 0
         """Pieces, in both directions."""
 
@@ -239,6 +241,7 @@ class _Link:
                 self._proxy.swallowed += 1
                 continue
             await _send(writer, _spoil(faults, data, offset), faults.rate_bytes_per_s)
+            self._proxy.passed_bytes += len(data)
             offset += len(data)
             for end, reset in ((faults.cut_at, False), (faults.reset_at, True)):
                 if end is not None and offset > end:
