@@ -19,6 +19,7 @@ SLOW_ENGINE = {
     "BUL_SCALE_INTERVAL_S": "0.5",
     "BUL_SCALE_HOLD_S": "2",
     "BUL_SCALE_WORK_MEMORY_S": "2",
+    "BUL_SCALE_VIOLATION_MAX": "0.2",
 }
 """One replica does two requests a second; cooldowns are short, so that a test can wait for them."""
 SCALED = ("--replicas", "1", "--max-replicas", "4", "--no-persistence")
@@ -54,13 +55,13 @@ async def url_when_warm(region: BulProcess) -> str:
 async def test_a_ramp_scales_up_and_down_without_a_lost_request(tmp_path: Path) -> None:
     async with region_process(tmp_path, *SCALED, environ=SLOW_ENGINE) as region:
         url = await url_when_warm(region)
-        rise, plateau = await bench(tmp_path, url, 5, 5), await bench(tmp_path, url, 5, 5)
+        rise, plateau = await bench(tmp_path, url, 5, 5), await bench(tmp_path, url, 5, 4)
         await eventually("it came down", lambda: steps_of(region)[-1][1] == 1, 30)
         await eventually("what left is gone", lambda: alive(region) == 1)
         region.send(signal.SIGINT)
         assert await region.ended() == 0
     assert (rise["errors"], plateau["errors"]) == ({}, {})
-    assert rise["ok"] + plateau["ok"] >= 48
+    assert rise["ok"] + plateau["ok"] >= 43
     steps = steps_of(region)
     assert max(after for _, after in steps) >= 3
     told = await decisions(tmp_path)

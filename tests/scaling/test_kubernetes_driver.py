@@ -14,6 +14,7 @@ from bul.testing.driver_contract import DriverContract
 from bul.testing.kubernetes_api import ClusterStandIn, Fault, kubernetes_stand_in
 from bul.testing.waiting import eventually
 
+pytestmark = pytest.mark.slow
 RBAC = Path(__file__).parent.parent.parent / "deploy" / "kubernetes" / "rbac.yaml"
 PLAN = KubernetesPlan(namespace="default", deployment="bul", call_s=5.0, ready_s=5.0)
 

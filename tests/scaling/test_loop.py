@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from bul.errors import DriverError
 from bul.scaling.decision import Direction
 from bul.scaling.drivers.logfile import BoundedLog
 from bul.scaling.history import History, Record
@@ -94,6 +96,37 @@ async def test_a_driver_that_did_it_and_then_failed_is_not_asked_to_do_it_twice(
     bench.source.values = {"utilization": 0.5}
     await bench.tick()
     assert bench.driver.wishes == [5]
+
+
+class Counting:
+    """The guide's snippet: counts its own steps, before anybody has done them."""
+
+    def __init__(self, driver: FakeDriver) -> None:
+        self.driver, self.current_replicas = driver, len(driver.states)
+
+    async def scale_up(self) -> None:
+        self.current_replicas += 1
+        with contextlib.suppress(DriverError):
+            await self.driver.scale_to(self.current_replicas)
+
+
+@pytest.mark.parametrize("fault", ["fail", "fail_after", "half"])
+async def test_after_three_faults_one_more_replica_is_one_more_and_not_four(fault: Any) -> None:
+    """Each tick asks for one more than there is; the control asks for one more than it asked."""
+    bench, control = Bench(), Counting(FakeDriver(4))
+    for driver in (bench.driver, control.driver):
+        driver.faults.extend([fault] * 3)
+    for _ in range(3):
+        await bench.tick()
+        bench.driver.become_ready()
+        there = len(bench.driver.states)
+        assert bench.driver.wishes[-1] <= there + 1
+        await control.scale_up()
+    assert control.driver.wishes == [5, 6, 7]
+    if fault == "fail":
+        assert bench.driver.wishes == [5, 5, 5]
+        assert control.current_replicas == 7
+        assert len(control.driver.states) == 4
 
 
 async def test_a_driver_that_did_half_is_a_finding_and_the_rest_is_decided_anew() -> None:

@@ -43,14 +43,13 @@ def _compose(settings: Settings, replicas_max: int) -> Driver:
     def command(port: int) -> Sequence[str]:
         return [*config.command, "--host", host, "--port", str(port)]
 
-    pairs = [pair.partition("=") for pair in config.environ]
     return compose_driver(
         ComposePlan(
             project=config.project,
             service=config.service,
             image=config.image,
             command=command,
-            environ=_settings_alone(settings) | {name: value for name, _, value in pairs},
+            environ=_settings_alone(settings) | _pairs(config.environ),
             volumes=[_volume(text) for text in config.volumes],
             network=config.network,
             port=settings.serve.port or 8002,
@@ -86,7 +85,7 @@ def _ray(settings: Settings, replicas_max: int) -> Driver:
         RayPlan(
             address=config.address,
             namespace=config.namespace,
-            environ=_settings_alone(settings),
+            environ=_settings_alone(settings) | _pairs(config.environ),
             cpus=config.cpus,
             gpus=config.gpus,
             drain_s=settings.serve.drain_s + STOP_MARGIN_S,
@@ -94,6 +93,10 @@ def _ray(settings: Settings, replicas_max: int) -> Driver:
             replicas_max=replicas_max,
         )
     )
+
+
+def _pairs(environ: Sequence[str]) -> dict[str, str]:
+    return {name: value for name, _, value in (pair.partition("=") for pair in environ)}
 
 
 def _volume(text: str) -> tuple[str, str, str]:

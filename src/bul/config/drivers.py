@@ -34,9 +34,7 @@ class ComposeConfig:
 
     def __post_init__(self) -> None:
         in_range("call_timeout_s", self.call_timeout_s, 0.1, 600)
-        for pair in self.environ:
-            if "=" not in pair:
-                raise ConfigError(f"environ must hold NAME=VALUE, was {pair!r}")
+        _pairs(self.environ)
         for volume in self.volumes:
             if volume.count(":") != 2 or volume.rpartition(":")[2] not in ("ro", "rw"):
                 raise ConfigError(f"volumes must hold HERE:INSIDE:ro or rw, was {volume!r}")
@@ -65,16 +63,24 @@ class RayConfig:
     """`[ray]`: replicas spread over the nodes of a Ray cluster, for `up.driver = "ray"`.
 
     address: of the cluster, "auto" for the one that this node is part of. cpus, gpus: that one
-    replica reserves. namespace: of the actors' names.
+    replica reserves. namespace: of the actors' names. environ: NAME=VALUE, of the replicas.
     """
 
     address: str = "auto"
     namespace: str = "bul"
     cpus: float = 1.0
     gpus: float = 0.0
+    environ: tuple[str, ...] = ()
     call_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
         in_range("cpus", self.cpus, 0, 1024)
         in_range("gpus", self.gpus, 0, 64)
         in_range("call_timeout_s", self.call_timeout_s, 0.1, 600)
+        _pairs(self.environ)
+
+
+def _pairs(environ: tuple[str, ...]) -> None:
+    for pair in environ:
+        if "=" not in pair:
+            raise ConfigError(f"environ must hold NAME=VALUE, was {pair!r}")
