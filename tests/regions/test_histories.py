@@ -40,6 +40,12 @@ def test_ten_thousand_random_histories_end_in_agreement() -> None:
     assert_eventful(play_all(range(1000, 11_000)))
 
 
+@pytest.mark.parametrize("seed", [1420])
+def test_a_seed_that_failed_once_passes(seed: int) -> None:
+    """1420: a power cut took a drop, the grave was forgotten, a restart brought the entry back."""
+    play(seed)
+
+
 def test_the_same_seed_is_the_same_history() -> None:
     assert play(7) == play(7)
 

@@ -11,11 +11,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from bul.blocks.prefix import Buffer
 from bul.regions import messages as m
+from bul.regions.catalogue import Entry
 from bul.regions.node import PeerFailed, RegionNode
 from bul.regions.order import Ask, ask_order
 
 __all__ = ["Fetcher"]
 
+BLAME_BYTES_MAX = 1 << 20
+"""Who does not bring more than this in time may be well, and the link slow: pings know better."""
 EXPLORE_EVERY = 32
 """Every so many-th miss of a key that no region told of is asked for all the same."""
 
@@ -78,14 +81,13 @@ class Fetcher:
 
     async def _gather(self, keys: list[bytes], *, at_once: bool) -> Found:
         links = [peer.link for peer in self._node.peers.values()]
-        entries = [entry for key in keys if (entry := self._node.entry(key)) is not None]
         asks = list(
             ask_order(
                 links,
                 deadline_s=self.deadline_s,
                 at_once=at_once,
-                size_bytes=sum(entry.size for entry in entries),
-                tokens=sum(entry.tokens for entry in entries),
+                size_bytes=self._size(keys),
+                tokens=sum(entry.tokens for entry in self._known(keys)),
             )
         )
         started_s = self._now_s()
@@ -111,6 +113,13 @@ class Fetcher:
                 task.cancel()
         return found
 
+    def _known(self, keys: Sequence[bytes]) -> list[Entry]:
+        return [entry for key in keys if (entry := self._node.entry(key)) is not None]
+
+    def _size(self, keys: Sequence[bytes]) -> int:
+        """Bytes of those that are known of."""
+        return sum(entry.size for entry in self._known(keys))
+
     def _start(
         self, ask: Ask, keys: list[bytes], left_s: float, running: set[asyncio.Task[Found]]
     ) -> asyncio.Task[Found]:
@@ -131,7 +140,8 @@ class Fetcher:
                 if payload is not None and item.key in keys
             }
         except (PeerFailed, m.MessageInvalid):
-            link.failed(self._now_s())
+            if self._size(keys) <= BLAME_BYTES_MAX:
+                link.failed(self._now_s())
             return {}
         link.break_even.observe(len(body), self._now_s() - started_s)
         return found

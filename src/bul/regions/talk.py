@@ -104,6 +104,7 @@ class Talk:
         found: list[m.Payload] = []
         for entry, payload in zip(wanted, payloads, strict=True):
             if payload is not None and self._node.is_current(entry):
+                entry.present = True
                 found.append((m.item_of(entry), payload))
             elif self._node.now_s() - since[entry.key] < READY_S and self._node.is_current(entry):
                 peer.outbox.give_back(Batch((), ((entry.key, since[entry.key]),)), [entry.size])

@@ -62,8 +62,8 @@ class RegionsTier:
         self._identity = identity
         self._timeout_s = timeout_s
         self._clock: Clock = clock or SystemClock()
-        self._local = threading.local()
         self._lock = threading.Lock()
+        self._idle: list[http.client.HTTPConnection] = []
         self._pending: collections.OrderedDict[bytes, m.Item] = collections.OrderedDict()
         self._closed = threading.Event()
         self._counts: collections.Counter[str] = collections.Counter()
@@ -134,6 +134,10 @@ class RegionsTier:
             self._tell()
         self._closed.set()
         self._watcher.join(timeout=self._timeout_s)
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
 
     def _item(self, record: BlockRecord) -> m.Item:
         payload = record.payload
@@ -196,28 +200,37 @@ class RegionsTier:
             raise TierUnavailable(f"the regions' agent: {error}") from error
 
     def _post(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, str]:
-        """On this thread's connection; on a new one if the agent has closed that meanwhile."""
-        for is_last in (False, True):
-            kept = getattr(self._local, "connection", None)
-            connection = kept or http.client.HTTPConnection(
-                self._host, self._port, timeout=self._timeout_s
-            )
-            self._local.connection = None
+        """On an idle connection, or on a new one if the agent has closed that meanwhile."""
+        with self._lock:
+            kept = self._idle.pop() if self._idle else None
+        if kept is not None:
             try:
-                connection.request("POST", path, body, headers)
-                response = connection.getresponse()
-                answer = _read(response)
+                return self._exchange(kept, path, body, headers)
             except (ConnectionError, http.client.RemoteDisconnected):
-                connection.close()
-                if kept is None or is_last:
-                    raise
-                continue
-            except (OSError, http.client.HTTPException):
-                connection.close()
-                raise
-            self._local.connection = connection
-            return response.status, answer, response.getheader("x-bul-mac") or ""
-        raise AssertionError("two tries, no outcome")
+                pass  # an agent that was restarted, or that closed what was idle for long
+        fresh = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
+        return self._exchange(fresh, path, body, headers)
+
+    def _exchange(
+        self,
+        connection: http.client.HTTPConnection,
+        path: str,
+        body: bytes,
+        headers: dict[str, str],
+    ) -> tuple[int, bytes, str]:
+        try:
+            connection.request("POST", path, body, headers)
+            response = connection.getresponse()
+            answer = _read(response)
+        except BaseException:
+            connection.close()
+            raise
+        with self._lock:
+            if not self._closed.is_set():
+                self._idle.append(connection)
+                return response.status, answer, response.getheader("x-bul-mac") or ""
+        connection.close()
+        return response.status, answer, response.getheader("x-bul-mac") or ""
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
