@@ -8,8 +8,8 @@ chat bodies of 8 kB over 32 kept connections. CPU is user + system of the router
 nginx: its one worker), from /proc. The order of the routers changes from round to round, and the
 least of the rounds counts: what else runs on the machine only ever adds.
 
-`sglang-router` and `vllm-router` take part if their wheels are installed (`pip install
-sglang-router vllm-router`); a peer that is not there is a row that says so.
+`sglang-router` and `vllm-router` (the extra `bench`) are installed the first time, into an
+environment of their own, `.venv/opt/router-peers`; a peer that cannot run is a row that says why.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,8 @@ from pathlib import Path
 CONNECTIONS = 32
 CHUNKS = 100
 HERE = Path(__file__).resolve().parent
+PEERS = HERE.parent / ".venv" / "opt" / "router-peers"
+INSTALL_S = 600
 NGINX_PLACES = (".venv/opt/bin/nginx", "nginx", "/usr/sbin/nginx")
 NGINX_CONF = """
 daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
@@ -75,7 +78,8 @@ def peer(module: str) -> Start:
     def command(port: int, upstreams: list[int], _folder: Path) -> list[str]:
         urls = [f"http://127.0.0.1:{upstream}" for upstream in upstreams]
         flags = ["--host", "127.0.0.1", "--port", str(port), "--policy", "cache_aware"]
-        return [sys.executable, "-m", f"{module}.launch_router", "--worker-urls", *urls, *flags]
+        own = str(PEERS / "bin" / "python")
+        return [own, "-m", f"{module}.launch_router", "--worker-urls", *urls, *flags]
 
     return command
 
@@ -87,6 +91,28 @@ ROUTERS: dict[str, Start] = {
     "sglang-router": peer("sglang_router"),
     "vllm-router": peer("vllm_router"),
 }
+
+
+def install_peers(names: list[str]) -> str:
+    """Make their environment, if it is not there; what went wrong, or ""."""
+    document = tomllib.loads((HERE.parent / "pyproject.toml").read_text())
+    extra = document["project"]["optional-dependencies"]["bench"]
+    wanted = [line for line in extra if any(line.startswith(name) for name in names)]
+    done = PEERS / "installed"
+    if not wanted or (done.exists() and done.read_text() == repr(wanted)):
+        return ""
+    print(f"[peers] installing {', '.join(wanted)}", file=sys.stderr)
+    try:
+        subprocess.run([sys.executable, "-m", "venv", str(PEERS)], check=True, timeout=INSTALL_S)
+        pip = [str(PEERS / "bin" / "python"), "-m", "pip", "install", "--quiet", *wanted]
+        subprocess.run(pip, check=True, timeout=INSTALL_S, capture_output=True)
+    except subprocess.CalledProcessError as error:
+        lines = (error.stderr or b"").decode(errors="replace").strip().splitlines()
+        return f"not installed: {lines[-1] if lines else error}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"not installed: {error}"
+    done.write_text(repr(wanted))
+    return ""
 
 
 def free_port() -> int:
@@ -200,7 +226,10 @@ def main() -> None:
     requests, rounds = (1000, 1) if options.quick else (10_000, 3)
     names = [name for name in ROUTERS if not options.only or name in options.only]
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    problems = dict.fromkeys(names, "")
+    peers = [name for name in names if name.endswith("-router")]
+    problem = install_peers(peers)
+    problems = {name: problem if name in peers else "" for name in names}
+    names = [name for name in names if not problems[name]]
     upstreams = [free_port(), free_port()]
     script = [sys.executable, str(HERE / "_router_load.py"), "upstream"]
     with contextlib.ExitStack() as stack:
@@ -213,7 +242,7 @@ def main() -> None:
                     runs[name].append(measure(ROUTERS[name], upstreams, requests))
                 except (RuntimeError, OSError, StopIteration, subprocess.SubprocessError) as error:
                     problems[name] = str(error) or "not installed"
-    rows = [row(name, runs[name], problems[name]) for name in names]
+    rows = [row(name, runs[name], problems[name]) for name in problems]
     show(rows)
     out = HERE / "out"
     out.mkdir(exist_ok=True)

@@ -16,21 +16,27 @@ PROMPT = Prompt([], 100.0, may_repeat=True)
 
 def _seen(times: int, waited_s: float, delay_min_s: float = 0.25) -> FirstBytes:
     found = FirstBytes(delay_min_s)
+    kind = found.kind(PROMPT, 100.0)
+    assert kind is not None
     for _ in range(times):
-        found.observe(PROMPT, 100.0, waited_s)
+        kind.add(waited_s)
     return found
 
 
+def _delay_s(found: FirstBytes, prompt: Prompt, to_compute: float) -> float:
+    return found.delay_s(prompt, found.kind(prompt, to_compute))
+
+
 def test_nothing_is_hedged_before_enough_answers_of_its_kind_were_seen() -> None:
-    assert _seen(SEEN_MIN - 1, 0.01).delay_s(PROMPT, 100.0) == float("inf")
-    assert _seen(SEEN_MIN, 0.01).delay_s(PROMPT, 100.0) == 0.25
-    assert _seen(SEEN_MIN, 0.01).delay_s(PROMPT, 9000.0) == float("inf")
+    assert _delay_s(_seen(SEEN_MIN - 1, 0.01), PROMPT, 100.0) == float("inf")
+    assert _delay_s(_seen(SEEN_MIN, 0.01), PROMPT, 100.0) == 0.25
+    assert _delay_s(_seen(SEEN_MIN, 0.01), PROMPT, 9000.0) == float("inf")
 
 
 def test_slow_kinds_wait_longer_and_what_may_not_repeat_is_never_hedged() -> None:
-    assert 1.0 < _seen(100, 1.0).delay_s(PROMPT, 100.0) < 4.0
-    assert _seen(100, 0.01).delay_s(Prompt([], 100.0), 100.0) == float("inf")
-    assert _seen(100, 0.01, 0.0).delay_s(PROMPT, 100.0) == float("inf")
+    assert 1.0 < _delay_s(_seen(100, 1.0), PROMPT, 100.0) < 4.0
+    assert _delay_s(_seen(100, 0.01), Prompt([], 100.0), 100.0) == float("inf")
+    assert _delay_s(_seen(100, 0.01, 0.0), PROMPT, 100.0) == float("inf")
 
 
 async def _freeze(net: RouterNet, delay_min_s: float) -> tuple[list[int], float, int]:

@@ -14,6 +14,7 @@ asked is the root: a tenant can work out its own, from its own prompts, and nobo
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import typing
 from collections.abc import Iterable, Sequence
@@ -71,6 +72,7 @@ def text_secret(cache_secret: str) -> bytes:
     return hashlib.blake2b(cache_secret.encode(), person=b"bul-text-chain").digest()
 
 
+@functools.lru_cache(maxsize=4096)
 def text_root(model: str, tenant: bytes, secret: bytes = b"") -> int:
     """Where a chain begins. `tenant` is the Authorization header's value, empty without one:
     hints of different keys never meet. secret: of `text_secret`, at most 64 bytes.
@@ -83,12 +85,9 @@ def text_root(model: str, tenant: bytes, secret: bytes = b"") -> int:
 
 def text_hints(root: int, text: bytes) -> list[int]:
     """One hint per full chunk of `text`, in order; a partial last chunk has none."""
-    hints = []
-    parent = root
-    for end in range(CHUNK_BYTES, len(text) + 1, CHUNK_BYTES):
-        parent = xxhash.xxh3_64_intdigest(text[end - CHUNK_BYTES : end], parent)
-        hints.append(parent)
-    return hints
+    parent, digest, size = root, xxhash.xxh3_64_intdigest, CHUNK_BYTES
+    starts = range(0, len(text) - size + 1, size)
+    return [parent := digest(text[start : start + size], parent) for start in starts]
 
 
 def asked_text(asked: AskedChat | AskedCompletion) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bul.config import RouteConfig
@@ -19,6 +20,7 @@ from bul.router.budget import RetryBudget
 from bul.router.client import ClientConnection
 from bul.router.events import Follower
 from bul.router.exchange import Exchange
+from bul.router.heads import KnownHeads
 from bul.router.health import FAILURES_MAX, Prober
 from bul.router.hedge import FirstBytes, Percentile
 from bul.router.http1 import Request, error_response
@@ -78,6 +80,8 @@ class Router:
         """Of whoever runs this router, in Prometheus' text format; shown at /metrics too."""
         self.more_pages: Mapping[bytes, pages.Page] = {}
         """Of whoever runs this router, by path."""
+        self.heads = KnownHeads()
+        self.now_s: Callable[[], float] = time.monotonic
         self._gate = gate
         self._text_secret = text_secret
         self.resume_secret = resume_secret
@@ -117,6 +121,7 @@ class Router:
         """Listen and probe; returns the URL. Raises ConfigError if the port is taken."""
         config = self.config
         self._loop = asyncio.get_running_loop()
+        self.now_s = self._loop.time
         try:
             self._server = await self._loop.create_server(
                 lambda: ClientConnection(self), config.host, config.port, backlog=BACKLOG
@@ -254,10 +259,6 @@ class Router:
         client.answered(close=close)
 
     # What exchanges call.
-
-    def now_s(self) -> float:
-        assert self._loop is not None
-        return self._loop.time()
 
     def pick(self, prompt: Prompt, tried: tuple[Replica, ...]) -> Replica | None:
         """The replica for the next request; None if none but those in `tried` is ready and has

@@ -70,7 +70,14 @@ class ClientConnection(asyncio.Protocol):
             if len(self._early) > EARLY_BYTES_MAX and self._transport is not None:
                 self._transport.pause_reading()
             return
-        self._feed(data)
+        reader = self._reader
+        known = None
+        if not (reader.in_head or reader.in_body or self._requests):
+            known = self._router.heads.request(data)
+        if known is not None:
+            self._requests.append(known)
+        else:
+            self._feed(data)
         self._turn()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -151,8 +158,11 @@ class ClientConnection(asyncio.Protocol):
     # The rest is its own.
 
     def _feed(self, data: bytes) -> None:
+        begins = not (self._reader.in_head or self._reader.in_body or self._requests)
         try:
             self._reader.feed(data)
+            if begins and len(self._requests) == 1:
+                self._router.heads.learn(data, self._requests[0])
         except InvalidRequest as error:
             self._refusal = self._refusal or error
 

@@ -283,13 +283,12 @@ class Exchange(ClientSide):
         upstream.idled_s = now_s - upstream.since_s if upstream.since_s else 0.0
         upstream.since_s = self.last_s = now_s
         upstream.ahead = replica.in_flight
-        upstream.to_compute = prompt.tokens
+        upstream.to_compute = router.judge.to_compute
         if prompt.hints:
-            residency, coarse_s = replica.residency, router.coarse_s
-            upstream.to_compute = prompt.tokens_after(residency.matched(prompt.hints, coarse_s))
-            residency.add(prompt.hints, coarse_s)
+            replica.residency.add(prompt.hints, router.coarse_s)
         self.deadline_s = now_s + router.config.response_timeout_s
-        self.hedge_s = now_s + router.first_bytes.delay_s(prompt, upstream.to_compute)
+        upstream.kind = kind = router.first_bytes.kind(prompt, upstream.to_compute)
+        self.hedge_s = now_s + router.first_bytes.delay_s(prompt, kind)
         replica.in_flight += 1
         replica.requests += 1
         self.upstream = upstream

@@ -63,24 +63,22 @@ class FirstBytes:
         self._delay_min_s = delay_min_s
         self._kinds: dict[int, Percentile] = {}
 
-    def observe(self, prompt: Prompt, to_compute: float, waited_s: float) -> None:
-        """An answer began `waited_s` after it was sent."""
-        kind = _kind(prompt, to_compute)
+    def kind(self, prompt: Prompt, to_compute: float) -> Percentile | None:
+        """Where the first byte of this answer counts; None when there are too many kinds."""
+        size = int(to_compute).bit_length() << 8
+        kind = size | 1 if prompt.stream else size | prompt.max_tokens.bit_length() << 1
         found = self._kinds.get(kind)
-        if found is None:
-            if len(self._kinds) >= KINDS_MAX:
-                return
+        if found is None and len(self._kinds) < KINDS_MAX:
             found = self._kinds[kind] = Percentile()
-        found.add(waited_s)
+        return found
 
-    def delay_s(self, prompt: Prompt, to_compute: float) -> float:
+    def delay_s(self, prompt: Prompt, kind: Percentile | None) -> float:
         """How long to wait for the first byte before a second replica is asked; infinite if
         that is not known, or never to be done.
         """
-        if not self._delay_min_s or not prompt.may_repeat:
+        if kind is None or not self._delay_min_s or not prompt.may_repeat:
             return math.inf
-        found = self._kinds.get(_kind(prompt, to_compute))
-        return math.inf if found is None else found.overdue_s(self._delay_min_s)
+        return kind.overdue_s(self._delay_min_s)
 
 
 class Gaps:
@@ -103,8 +101,3 @@ class Gaps:
             return math.inf
         own_s = self._own.overdue_s(delay_min_s)
         return own_s if own_s < math.inf else self._all.overdue_s(delay_min_s)
-
-
-def _kind(prompt: Prompt, to_compute: float) -> int:
-    size = int(to_compute).bit_length() << 8
-    return size | 1 if prompt.stream else size | prompt.max_tokens.bit_length() << 1

@@ -72,9 +72,13 @@ _REASONS = {
 
 
 class Request:
-    """One whole request. `lines` are the end-to-end headers, each with its CRLF."""
+    """One whole request. `lines` are the end-to-end headers, each with its CRLF; nobody changes
+    the list. is_plain: nothing but a host and one length was said beside them.
+    """
 
-    __slots__ = ("authorization", "body", "http10", "keep_alive", "lines", "method", "target")
+    __slots__ = (
+        "authorization", "body", "http10", "is_plain", "keep_alive", "lines", "method", "target",
+    )  # fmt: skip
 
     def __init__(self, method: bytes, target: bytes, *, http10: bool, keep_alive: bool) -> None:
         self.method = method
@@ -84,6 +88,15 @@ class Request:
         self.lines: list[bytes] = []
         self.authorization: list[bytes] = []
         self.body = b""
+        self.is_plain = False
+
+    def again(self, body: bytes) -> Request:
+        """The same with another body."""
+        request = Request(self.method, self.target, http10=False, keep_alive=True)
+        request.lines = self.lines
+        request.authorization = self.authorization
+        request.body = body
+        return request
 
     def serialise(
         self, authority: bytes, *, extra: bytes = b"", body: bytes | None = None
@@ -151,10 +164,10 @@ class RequestReader:
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.in_body:
             return  # a trailer: read, and not passed on
-        self._head_bytes += len(name) + len(value) + 4
         lower = name.lower()
         if lower in _OURS:
             self._special.append((lower, value.strip()))
+            self._head_bytes += len(name) + len(value) + 4
             return
         if lower == b"authorization":
             self._authorization.append(value.strip())
@@ -199,7 +212,8 @@ class RequestReader:
         self._request = None
 
     def _checked(self) -> Request:
-        if self._head_bytes + len(self._url) > HEAD_BYTES_MAX:
+        size = self._head_bytes + len(self._url) + sum(map(len, self._lines))
+        if size > HEAD_BYTES_MAX:
             raise _head_too_large()
         version = self._parser.get_http_version()
         if version not in ("1.0", "1.1"):
@@ -221,6 +235,8 @@ class RequestReader:
         request.lines = self._lines
         request.authorization = self._authorization
         self._check_special(request)
+        names = sorted(name for name, _ in self._special)
+        request.is_plain = request.keep_alive and names == [b"content-length", b"host"]
         return request
 
     def _check_special(self, request: Request) -> None:

@@ -19,15 +19,18 @@ __all__ = ["Judge"]
 
 Facts = Mapping[str, Sequence[float]]
 NO_FACTS: Facts = {}
+TO_COMPUTE = "to_compute_tokens"
 
 
 class Judge:
-    """Keeps nothing but the turn, by which ties go round."""
+    """Keeps nothing but the turn, by which ties go round, and its last answer's cost."""
 
     def __init__(self, config: RouteConfig, rates: Rates) -> None:
         self._policy = config.policy
         self._rates = rates
         self._turn = itertools.count()
+        self.to_compute = 0.0
+        """Tokens of the prompt that was last picked for, left to compute for who was chosen."""
         self.explain: Callable[[Mapping[str, object]], None] | None = None
 
     def pick(
@@ -46,7 +49,10 @@ class Judge:
         if candidates:
             turn = next(self._turn)
             scores, facts = self._scores(candidates, prompt, now_s)
-            chosen = candidates[pick(scores, turn)]
+            index = pick(scores, turn)
+            chosen = candidates[index]
+            tokens = facts.get(TO_COMPUTE)
+            self.to_compute = tokens[index] if tokens else prompt.tokens
         if self.explain is not None:
             document = self._explained(candidates, scores, facts) | {
                 "tokens": prompt.tokens,
@@ -104,7 +110,7 @@ class Judge:
             per_request_ms=self._rates.per_request_ms,
             herd=herd if any(herd) else (),
         )
-        return scores, {"to_compute_tokens": tokens, "computing_tokens": herd}
+        return scores, {TO_COMPUTE: tokens, "computing_tokens": herd}
 
     def _explained(
         self, candidates: Sequence[Replica], scores: Sequence[float], facts: Facts
@@ -127,7 +133,9 @@ def _computing_tokens(
 ) -> list[float]:
     """What each of them computes of the prompt for somebody else right now."""
     return [
-        (chunks - replica.residency.warm(prompt.hints, now_s)) * CHUNK_TOKENS if chunks else 0.0
+        (chunks - replica.residency.warm(prompt.hints, now_s, chunks)) * CHUNK_TOKENS
+        if chunks
+        else 0.0
         for chunks, replica in zip(matched, replicas, strict=True)
     ]
 

@@ -189,5 +189,5 @@ def _lower_priority(request: Request, best: str) -> None:
     if priority_of(request) >= PRIORITIES.index(best):
         return
     size = len(HEADER) + 1
-    request.lines = [line for line in request.lines if line[:size].lower() != HEADER + b":"]
-    request.lines.append(b"%b: %b\r\n" % (HEADER, best.encode()))
+    kept = [line for line in request.lines if line[:size].lower() != HEADER + b":"]
+    request.lines = [*kept, b"%b: %b\r\n" % (HEADER, best.encode())]

@@ -54,9 +54,12 @@ class Residency:
             low += 1
         return low
 
-    def warm(self, hints: Sequence[int], now_s: float = 0.0) -> int:
-        """How many of the first `hints` are held already: [warm, matched) is being computed."""
-        matched = self.matched(hints, now_s)
+    def warm(self, hints: Sequence[int], now_s: float = 0.0, matched: int | None = None) -> int:
+        """How many of the first `hints` are held already: [warm, matched) is being computed.
+
+        matched: if that is known.
+        """
+        matched = self.matched(hints, now_s) if matched is None else matched
         cold = self._cold
         if cold:
             for index in range(matched):
@@ -67,14 +70,32 @@ class Residency:
     def add(self, hints: Sequence[int], now_s: float = 0.0) -> None:
         """A prompt was sent: its hints become the last used ones, the head as the very last."""
         sent, told = self._sent, self.told
+        if told is None:
+            self._add_unwatched(hints, now_s)
+            return
         for hint in reversed(hints[: self._hints_max]):
-            gone = told is not None and hint not in told and not self._is_recent(hint, now_s)
+            gone = hint not in told and not self._is_recent(hint, now_s)
             since_s = None if gone else sent.get(hint)
             sent.pop(hint, None)
             if since_s is None:
                 self._cold.add(hint)
                 since_s = now_s
             sent[hint] = since_s
+        self._shrink()
+
+    def _add_unwatched(self, hints: Sequence[int], now_s: float) -> None:
+        """The same where nothing is told: each request comes here, so it is kept short."""
+        sent, cold, pop = self._sent, self._cold, self._sent.pop
+        for hint in reversed(hints[: self._hints_max]):
+            since_s = pop(hint, None)
+            if since_s is None:
+                cold.add(hint)
+                since_s = now_s
+            sent[hint] = since_s
+        self._shrink()
+
+    def _shrink(self) -> None:
+        sent = self._sent
         while len(sent) > self._hints_max:
             oldest = next(iter(sent))
             del sent[oldest]
