@@ -38,6 +38,7 @@ TRACE = ROOT.parent / "shared" / "data" / "servegen_m-large.csv.gz"
 OUT = ROOT / "bench" / "out" / "scaling.json"
 SCALE, MAX_REPLICAS, DAYS, DAY_S = 0.05, 60, 14, 86_400.0
 ASKED = 0.01
+ORDER = ("adaptive", "hpa", "ray", "fixed", "kpa", "keda", "guide", "oracle")
 COLD_STARTS = (30.0, 120.0, 300.0)
 FIXED_SIZES = {"8b": (11, 20), "70b": (15, 28)}
 """From over 10 % to under 0.5 % of violations; every size between them."""
@@ -56,10 +57,10 @@ def experiment_of(profile: str, cold_start_s: float, name: str) -> Experiment:
 
 
 def parts(profiles: list[str], names: list[str]) -> Iterator[tuple[str, float, str]]:
-    """What there is to play; a fixed fleet has no cold starts, so one of them stands for all."""
-    for profile in profiles:
-        for cold_start_s in COLD_STARTS:
-            for name in names:
+    """What there is to play, the closest rivals first; a fixed fleet has no cold starts, so one of them stands for all."""
+    for name in sorted(names, key=ORDER.index):
+        for profile in profiles:
+            for cold_start_s in COLD_STARTS:
                 if name != "fixed" or cold_start_s == COLD_STARTS[0]:
                     yield profile, cold_start_s, name
 
@@ -91,7 +92,7 @@ def play_seed(kept: Kept, seed: int, todo: list[tuple[str, float, str]], until_s
         if time.monotonic() > until_s:
             return False
         if profile not in futures:
-            futures = {profile: future_of(arrivals, PROFILES[profile], 15.0)}
+            futures[profile] = future_of(arrivals, PROFILES[profile], 15.0)
         started_s = time.process_time()
         experiment = experiment_of(profile, cold_start_s, name)
         found = play_part(arrivals, futures[profile], experiment, name)
