@@ -57,7 +57,9 @@ def experiment_of(profile: str, cold_start_s: float, name: str) -> Experiment:
 
 
 def parts(profiles: list[str], names: list[str]) -> Iterator[tuple[str, float, str]]:
-    """What there is to play, the closest rivals first; a fixed fleet has no cold starts, so one of them stands for all."""
+    """What there is to play, the closest rivals first; one fixed fleet stands for all cold starts,
+    since it has none.
+    """
     for name in sorted(names, key=ORDER.index):
         for profile in profiles:
             for cold_start_s in COLD_STARTS:
