@@ -40,6 +40,8 @@ __all__ = ["command", "make_router"]
 @setting("route.connections_max", "--connections-max", help="Clients at the same time.")
 @setting("route.probe_interval_s", "--probe-interval-s")
 @setting("route.probe_timeout_s", "--probe-timeout-s")
+@setting("route.deep_probe_interval_s", "--deep-probe-interval-s", help="One token; 0: never.")
+@setting("route.deep_probe_timeout_s", "--deep-probe-timeout-s")
 @setting("route.retry_share", "--retry-share", help="Second tries per request, at most.")
 @setting("route.retries_at_least", "--retries-at-least", help="In ten seconds, allowed always.")
 @setting("route.hedge_delay_min_s", "--hedge-delay-min-s", help="Silence before a second replica.")

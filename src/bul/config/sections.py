@@ -223,9 +223,10 @@ class TimedConfig:
 class RouteConfig:
     """`[route]`: the router. replicas: URLs of a static list.
 
-    response_timeout_s: a replica may be silent for this long. header_, body_ and idle_timeout_s:
-    a client's time for a request's head, its body, and between two requests. retry_share: second
-    tries per request of the last ten seconds, of which `retries_at_least` are always allowed.
+    response_timeout_s: a replica may be silent for this long. deep_probe_interval_s,
+    deep_probe_timeout_s: between two probes that generate a token (0: none), and for that token.
+    header_, body_ and idle_timeout_s: a client's time for a request's head, its body, and between
+    two requests. retry_share: second tries per request of the last ten seconds, of which `retries_at_least` are always allowed.
     residency_tokens: how much KV a replica is believed to keep, by the policy `prefix`.
     hedge_delay_min_s: a prompt whose answer has not begun after this long, nor after twice the
     95th percentile of its kind, goes to a second replica too, within the same budget; 0: never.
@@ -265,6 +266,8 @@ class RouteConfig:
     connections_max: int = 10_000
     probe_interval_s: float = 0.5
     probe_timeout_s: float = 1.0
+    deep_probe_interval_s: float = 30.0
+    deep_probe_timeout_s: float = 60.0
     retry_share: float = 0.2
     retries_at_least: int = 10
     hedge_delay_min_s: float = 0.25
@@ -294,6 +297,8 @@ class RouteConfig:
         _whole("connections_max", self.connections_max, 1, 1_000_000)
         _in_range("probe_interval_s", self.probe_interval_s, 0.01, 60)
         _in_range("probe_timeout_s", self.probe_timeout_s, 0.01, 60)
+        _in_range("deep_probe_interval_s", self.deep_probe_interval_s, 0, 86400)
+        _in_range("deep_probe_timeout_s", self.deep_probe_timeout_s, 0.01, 3600)
         _in_range("retry_share", self.retry_share, 0, 1)
         _whole("retries_at_least", self.retries_at_least, 0, 1_000_000)
         _in_range("hedge_delay_min_s", self.hedge_delay_min_s, 0, 3600)

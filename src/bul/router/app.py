@@ -315,6 +315,8 @@ class Router:
             replica,
             interval_s=self.config.probe_interval_s,
             timeout_s=self.config.probe_timeout_s,
+            deep_interval_s=self.config.deep_probe_interval_s,
+            deep_timeout_s=self.config.deep_probe_timeout_s,
             now_s=self.now_s,
         )
         prober.start()

@@ -1,10 +1,12 @@
-"""Is a replica ready? One probe loop per replica asks its `/ready` twice a second.
+"""Is a replica ready? One probe loop per replica asks its `/ready` twice a second, and another,
+on a slow schedule of its own, has it generate one token (`/health?deep=1`).
 
 Refuses to wait for probes where a request has already seen the answer: a refused connection
 takes a replica out at once (`exchange.py`), and three broken answers in a row for a while that
 doubles (`Prober.eject`). Probes alone bring it back.
 
-A server that has no `/ready` (vLLM, SGLang, llama-server) answers 404; that it answers is enough.
+A server that has no `/ready` (vLLM, SGLang, llama-server) answers 404; that it answers is enough,
+and nobody asks it for tokens.
 """
 
 from __future__ import annotations
@@ -22,14 +24,18 @@ FAILURES_MAX = 3
 EJECTION_S = 2.0
 EJECTION_S_MAX = 30.0
 STATUS_BYTES_MAX = 1024
+DEEP_PATH = b"/health?deep=1"
+DEEP_FAILURES_MAX = 2
+"""Deep probes without a token after which a replica is out: one may have met a burst."""
+NOT_OURS = "not ours"
 HEADERS_MAX = 32
 TIMED_OUT = "timed out"
 SLOTS_HEADER = b"x-bul-slots"
 """How many requests the replica batches."""
 
 
-async def probe(replica: Replica, timeout_s: float) -> str:
-    """One of "ready", "unready", "down" and "timed out"."""
+async def probe(replica: Replica, timeout_s: float, path: bytes = b"/ready") -> str:
+    """One of "ready", "unready", "down", "timed out" and "not ours": no such page, but a server."""
     writer: asyncio.StreamWriter | None = None
     slots = 0
     try:
@@ -38,7 +44,8 @@ async def probe(replica: Replica, timeout_s: float) -> str:
                 replica.host, replica.port, limit=STATUS_BYTES_MAX
             )
             writer.write(
-                b"GET /ready HTTP/1.1\r\nhost: %b\r\nconnection: close\r\n\r\n" % replica.authority
+                b"GET %b HTTP/1.1\r\nhost: %b\r\nconnection: close\r\n\r\n"
+                % (path, replica.authority)
             )
             line = await reader.readline()
             slots = await _slots(reader)
@@ -71,11 +78,16 @@ def _meaning(status_line: bytes) -> str:
     if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit():
         return DOWN
     status = int(parts[1])
-    return READY if 200 <= status < 300 or status in (401, 403, 404, 405) else UNREADY
+    if status in (401, 403, 404, 405):
+        return NOT_OURS
+    return READY if 200 <= status < 300 else UNREADY
 
 
 class Prober:
-    """The probe loop of one replica; `start` in a running event loop, `stop` once."""
+    """The probe loops of one replica; `start` in a running event loop, `stop` once.
+
+    deep_interval_s: between two deep probes, 0 for none.
+    """
 
     def __init__(
         self,
@@ -84,6 +96,8 @@ class Prober:
         interval_s: float,
         timeout_s: float,
         now_s: Callable[[], float],
+        deep_interval_s: float = 0.0,
+        deep_timeout_s: float = 60.0,
     ) -> None:
         self._replica = replica
         self._interval_s = interval_s
@@ -92,15 +106,20 @@ class Prober:
         self._timeouts = 0
         self._ejections = 0
         self._soon = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._deep_interval_s = deep_interval_s
+        self._deep_timeout_s = deep_timeout_s
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        loop = asyncio.get_running_loop()
+        self._tasks.append(loop.create_task(self._run()))
+        if self._deep_interval_s:
+            self._tasks.append(loop.create_task(self._run_deep()))
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def soon(self) -> None:
         """Probe now rather than at the next interval."""
@@ -124,6 +143,7 @@ class Prober:
                 replica.set_state(DOWN)
             return
         self._timeouts = 0
+        outcome = READY if outcome == NOT_OURS else outcome
         if outcome == READY and self._now_s() < replica.ejected_until_s:
             return
         replica.set_state(outcome)
@@ -137,3 +157,19 @@ class Prober:
                     await self._soon.wait()
             except TimeoutError:
                 continue
+
+    async def _run_deep(self) -> None:
+        """A replica may answer every probe while its engine stands still: that is found here."""
+        failures = 0
+        while self._replica.state != REMOVED:
+            await asyncio.sleep(self._deep_interval_s)
+            if self._replica.state != READY:
+                failures = 0
+                continue
+            outcome = await probe(self._replica, self._deep_timeout_s, DEEP_PATH)
+            if outcome == NOT_OURS:
+                return
+            failures = 0 if outcome == READY else failures + 1
+            if failures >= DEEP_FAILURES_MAX:
+                failures = 0
+                self.eject()
