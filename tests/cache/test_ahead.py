@@ -131,7 +131,7 @@ def test_what_is_loaded_ahead_makes_nothing_leave_and_leaves_first(
 class Rude(Ahead):
     """The control: it does not look whether anybody asks."""
 
-    def _busy_s(self) -> float:
+    def busy_s(self) -> float:
         return 0.0
 
 

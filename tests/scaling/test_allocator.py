@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 from bul.scaling.drivers.allocator import TUNABLES, VARIABLE, with_one_heap
 from bul.scaling.drivers.child import ChildPlan
@@ -39,3 +42,44 @@ async def test_a_replica_runs_with_the_tunables(tmp_path: Path) -> None:
     seen = environment_of(pid)
     await driver.close()
     assert f"{VARIABLE}={TUNABLES}" in seen
+
+
+HEAPS = """
+import ctypes, os, sys, tempfile, threading
+from bul.scaling.drivers.allocator import use_one_heap
+
+use_one_heap({} if sys.argv[1] == "one" else {"GLIBC_TUNABLES": "there"})
+allocated, end = threading.Barrier(7), threading.Event()
+
+
+def allocate():
+    held = [bytearray(5000) for _ in range(100)]
+    allocated.wait()
+    end.wait()
+    del held
+
+
+for _ in range(6):
+    threading.Thread(target=allocate).start()
+allocated.wait()
+c = ctypes.CDLL(None)
+c.fopen.restype = ctypes.c_void_p
+with tempfile.NamedTemporaryFile() as file:
+    stream = ctypes.c_void_p(c.fopen(file.name.encode(), b"w"))
+    c.malloc_info(0, stream)
+    c.fclose(stream)
+    print(file.read().count(b"<heap nr"))
+end.set()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_runs_already_keeps_to_one_heap_unless_told_otherwise() -> None:
+    def heaps(how: str) -> int:
+        environ = {name: text for name, text in os.environ.items() if name != VARIABLE}
+        command = [sys.executable, "-c", HEAPS, how]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert heaps("one") == 1
+    assert heaps("as it comes") > 1

@@ -120,7 +120,7 @@ class Ahead:
 
     def step(self) -> float:
         """Load one slice if it is quiet; returns for how many seconds to do nothing now."""
-        wait_s = self._busy_s()
+        wait_s = self.busy_s()
         if wait_s:
             self._shed_total += bool(self._path) and not self._is_shed
             self._is_shed = True
@@ -146,7 +146,7 @@ class Ahead:
                 logger.exception("loading ahead has ended; requests load what they need themselves")
                 return
 
-    def _busy_s(self) -> float:
+    def busy_s(self) -> float:
         """Seconds until it may be quiet, 0.0 if it is."""
         now_s = self._clock.now_s()
         if self._flights.alive or self._loads.live or any(lane.writing for lane in self._lanes):
@@ -169,7 +169,7 @@ class Ahead:
                     if wanted := self._slice(now_s, room):
                         return wanted
         self._path, self._facts = (), RequestFacts()
-        while self._warm_left > 0 and not self._busy_s():
+        while self._warm_left > 0 and not self.busy_s():
             chain = self.wishes.next_hot()
             if chain is None:
                 self._warm_left = 0

@@ -60,7 +60,10 @@ def command(**values: object) -> None:
 
 def _serve(settings: Settings) -> None:
     from bul.cli.accounts import kept_accounts
+    from bul.config import environment
+    from bul.scaling.drivers.allocator import use_one_heap
 
+    use_one_heap(environment())  # before there are threads
     with kept_accounts(settings) as accounts:
         _serve_with(settings, accounts)
 
