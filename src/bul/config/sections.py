@@ -226,7 +226,8 @@ class RouteConfig:
     response_timeout_s: a replica may be silent for this long. deep_probe_interval_s,
     deep_probe_timeout_s: between two probes that generate a token (0: none), and for that token.
     header_, body_ and idle_timeout_s: a client's time for a request's head, its body, and between
-    two requests. retry_share: second tries per request of the last ten seconds, of which `retries_at_least` are always allowed.
+    two requests. retry_share: second tries per request of the last ten seconds, of which
+    `retries_at_least` are always allowed.
     residency_tokens: how much KV a replica is believed to keep, by the policy `prefix`.
     hedge_delay_min_s: a prompt whose answer has not begun after this long, nor after twice the
     95th percentile of its kind, goes to a second replica too, within the same budget; 0: never.
