@@ -38,7 +38,7 @@ __all__ = ["NaiveStore", "RenamingStore", "Store", "chain", "run_cycles"]
 
 IDENTITY = b"c" * 32
 ROOMY_BYTES = 256 << 20
-TIGHT_BYTES = 4 << 20
+TIGHT_BYTES = 1 << 20
 LOOP_BYTES = 96 << 20
 LOOP_BUDGET_BYTES = 64 << 20
 _NUMBER = struct.Struct("<Q")

@@ -31,11 +31,16 @@ import numpy.typing as npt
 from xxhash import xxh3_128_digest
 
 from bul.cache.tiers.disk.io import DiskIO, Handle
+from bul.cache.tiers.disk.slots import (
+    BUCKET_SLOTS,
+    SLOT_BYTES,
+    SLOT_DTYPE,
+    pieces,
+    positions_of,
+)
 
-__all__ = ["SLOT_DTYPE", "DiskIndex", "Entry", "key_head", "newest_only"]
+__all__ = ["BUCKETS_MIN", "SLOT_DTYPE", "DiskIndex", "Entry"]
 
-SLOT_BYTES: Final = 64
-BUCKET_SLOTS: Final = 16
 BUCKET_BYTES: Final = SLOT_BYTES * BUCKET_SLOTS
 BUCKETS_MIN: Final = 16
 OFFSET_MAX: Final = 1 << 62
@@ -43,7 +48,6 @@ _BUILD_LOAD: Final = 0.55
 _LAST_USE_AT: Final = 32 + 4 + 8 + 4 + 4
 _EMPTY: Final = bytes(SLOT_BYTES)
 _READ_BYTES: Final = 8 << 20
-_PIECE_BUCKETS: Final = 8192
 
 _HEADER = struct.Struct("<8sQQ32s")
 _MAGIC: Final = b"BULINDX\1"
@@ -52,18 +56,6 @@ _PLACE = struct.Struct("<IQIIII")
 _SEQUENCES = struct.Struct("<" + "32xI28x" * BUCKET_SLOTS)
 _U32 = struct.Struct("<I")
 
-SLOT_DTYPE: Final[np.dtype[np.void]] = np.dtype(
-    [
-        ("key", "V32"),
-        ("sequence", "<u4"),
-        ("offset", "<u8"),
-        ("record_bytes", "<u4"),
-        ("tokens", "<u4"),
-        ("last_use", "<u4"),
-        ("expires_s", "<u4"),
-        ("pad", "V4"),
-    ]
-)
 assert _SLOT.size == SLOT_DTYPE.itemsize == SLOT_BYTES
 
 
@@ -98,7 +90,16 @@ def _find(key: bytes, base: int, bucket: bytes) -> Entry | None:
 class DiskIndex:
     """Look-ups without a lock, changes under the index lock. Every method may raise OSError."""
 
-    def __init__(self, path: Path, identity: bytes, io: DiskIO, lock_timeout_s: float) -> None:
+    def __init__(
+        self,
+        path: Path,
+        identity: bytes,
+        io: DiskIO,
+        lock_timeout_s: float,
+        buckets_min: int = BUCKETS_MIN,
+    ) -> None:
+        """buckets_min: of a new table, 1 KiB each; it grows by half whenever it is full."""
+        self._buckets_min = buckets_min
         self._path = path
         self._identity = identity
         self._io = io
@@ -137,19 +138,21 @@ class DiskIndex:
             return self.open()
         return False
 
-    def replace(self, slots: npt.NDArray[np.void], buckets_min: int = BUCKETS_MIN) -> None:
+    def replace(self, slots: npt.NDArray[np.void], buckets_min: int = 0) -> None:
         """Make a new table of these slots (distinct keys) the index. Under the lock.
 
         Written a few MiB at a time: beside `slots` it takes about 60 bytes of RAM a block.
         """
-        buckets = max(buckets_min, int(len(slots) / (BUCKET_SLOTS * _BUILD_LOAD)) + 1)
+        buckets = max(
+            buckets_min, self._buckets_min, int(len(slots) / (BUCKET_SLOTS * _BUILD_LOAD)) + 1
+        )
         body = _HEADER.pack(_MAGIC, buckets, BUCKET_SLOTS, self._identity)
         head = (body + xxh3_128_digest(body)).ljust(BUCKET_BYTES, b"\0")
         temporary = self._path.with_name(self._path.name + ".tmp")
         handle = self._io.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         end = self._io.write_all(handle.fd, [head], 0)
-        positions = _positions(slots, buckets)
-        for piece in _pieces(slots, positions, buckets):
+        positions = positions_of(slots, buckets)
+        for piece in pieces(slots, positions, buckets):
             end = self._io.write_all(handle.fd, [piece.view(np.uint8).data], end)
         self._io.rename(temporary, self._path)
         self._table = (handle, buckets)
@@ -326,63 +329,3 @@ class DiskIndex:
         slots = slots[np.isin(slots["sequence"], known)]
         assert self._table is not None
         self.replace(slots, buckets_min=self._table[1] * 3 // 2)
-
-
-def key_head(slots: npt.NDArray[np.void], half: int) -> npt.NDArray[np.uint64]:
-    """The first or second 8 bytes of the keys, as numbers; a view, no copy."""
-    words: npt.NDArray[np.uint64] = slots.view("<u8").reshape(-1, SLOT_BYTES // 8)[:, half]
-    return words
-
-
-def _pieces(
-    slots: npt.NDArray[np.void], positions: npt.NDArray[np.int64], buckets: int
-) -> Iterator[npt.NDArray[np.void]]:
-    """The table with each slot at its position, piece after piece."""
-    order = np.argsort(positions, kind="stable")
-    positions = positions[order]
-    for first in range(0, buckets, _PIECE_BUCKETS):
-        last = min(first + _PIECE_BUCKETS, buckets)
-        low, high = first * BUCKET_SLOTS, last * BUCKET_SLOTS
-        begin, end = np.searchsorted(positions, (low, high))
-        piece = np.zeros(high - low, SLOT_DTYPE)
-        piece[positions[begin:end] - low] = slots[order[begin:end]]
-        yield piece
-
-
-def _positions(slots: npt.NDArray[np.void], buckets: int) -> npt.NDArray[np.int64]:
-    """A slot of the table for each entry, -1 for those left out.
-
-    First everyone goes to the first bucket; whoever finds it full goes to the second. At the
-    load used here a few in a million find both full, and have somebody moved for them.
-    """
-    positions = np.full(len(slots), -1, np.int64)
-    used = np.zeros(buckets, np.int64)
-    rest = np.arange(len(slots))
-    for half in (0, 1):
-        bucket = (key_head(slots, half)[rest] % np.uint64(buckets)).astype(np.int64)
-        order = np.argsort(bucket, kind="stable")
-        rest, bucket = rest[order], bucket[order]
-        counts = np.bincount(bucket, minlength=buckets)
-        starts = np.repeat(np.cumsum(counts) - counts, counts)
-        rank = np.arange(len(bucket)) - starts + used[bucket]
-        fits = rank < BUCKET_SLOTS
-        positions[rest[fits]] = bucket[fits] * BUCKET_SLOTS + rank[fits]
-        used = np.minimum(used + counts, BUCKET_SLOTS)
-        rest = rest[~fits]
-    return positions
-
-
-def newest_only(slots: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
-    """One slot a key; of several, the last in the order given.
-
-    Compares 8 of a key's 32 bytes: that two of 10 M keys share them has odds of one in 400,000, and
-    costs one hint.
-    """
-    heads = key_head(slots, 0)
-    order = np.argsort(heads, kind="stable")
-    superseded = order[:-1][heads[order[1:]] == heads[order[:-1]]]
-    if not len(superseded):
-        return slots
-    keep = np.ones(len(slots), bool)
-    keep[superseded] = False
-    return slots[keep]

@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from bul.blocks.format import TOC_DTYPE
 from bul.cache.tiers.disk.folder import Folder
-from bul.cache.tiers.disk.index import SLOT_DTYPE, DiskIndex, key_head, newest_only
+from bul.cache.tiers.disk.index import DiskIndex
 from bul.cache.tiers.disk.io import DiskIO
 from bul.cache.tiers.disk.segments import SegmentFiles, read_rows, scanned_rows
+from bul.cache.tiers.disk.slots import SLOT_DTYPE, key_head, newest_only
 
 __all__ = ["rebuild_index"]
 

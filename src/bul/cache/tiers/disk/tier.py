@@ -8,7 +8,7 @@ counter. Only a folder that cannot be used at start-up raises (TierUnavailable, 
     set:  encode -> append to this process's segment -> fsync (policy) -> publish in the index
     room: whole segments go, oldest first; what was used since moves on (`room.py`)
 
-Open in this order: `tier.py`, `segments.py`, `index.py`, `room.py`, `folder.py`.
+Open in this order: `tier.py`, `publish.py`, `segments.py`, `index.py`, `room.py`, `folder.py`.
 """
 
 from __future__ import annotations
@@ -22,25 +22,22 @@ from pathlib import Path
 from typing import Final
 
 from bul.blocks.chain import KEY_BYTES
-from bul.blocks.format import (
-    BlockHeader,
-)
 from bul.blocks.identity import Identity
 from bul.blocks.prefix import Buffer
 from bul.cache.contract import BlockRecord, CheckReport
 from bul.cache.tiers.disk.ages import segment_ages
 from bul.cache.tiers.disk.append import Appender
 from bul.cache.tiers.disk.check import check_folder
-from bul.cache.tiers.disk.codec import encode
 from bul.cache.tiers.disk.counters import Counters
 from bul.cache.tiers.disk.folder import Folder, unusable
 from bul.cache.tiers.disk.hottest import hottest_chains
-from bul.cache.tiers.disk.index import DiskIndex, Entry
+from bul.cache.tiers.disk.index import BUCKETS_MIN, DiskIndex
 from bul.cache.tiers.disk.io import DiskIO
+from bul.cache.tiers.disk.publish import Publisher
 from bul.cache.tiers.disk.read import Reader, own_key
 from bul.cache.tiers.disk.rebuild import rebuild_index
 from bul.cache.tiers.disk.room import RoomMaker
-from bul.cache.tiers.disk.segments import EXPIRES_S_MAX, RECORD_BYTES_MAX, SegmentFiles
+from bul.cache.tiers.disk.segments import SegmentFiles
 from bul.clock import Clock, SystemClock
 from bul.config import KVCacheConfig
 from bul.errors import TierUnavailable
@@ -51,7 +48,9 @@ OPEN_LOCK_S: Final = 120.0
 """How long a starting replica waits for another that rebuilds the index."""
 LOCK_S: Final = 2.0
 SWEEP_S: Final = 10.0
-INDEX_SHARE_MAX: Final = 0.25
+BYTES_FOR_A_BUCKET: Final = 16 << 20
+BUCKETS_AT_FIRST_MAX: Final = 1024
+"""A new index holds what a large folder will soon hold: growing costs 5 us for each block."""
 
 
 def open_disk_tier(
@@ -119,7 +118,8 @@ class DiskTier:
 
     def _attach(self, fsync: str) -> None:
         folder, io = self._folder, self._io
-        self._index = DiskIndex(folder.path / "index", self._identity, io, LOCK_S)
+        buckets = min(max(BUCKETS_MIN, self._bytes_max // BYTES_FOR_A_BUCKET), BUCKETS_AT_FIRST_MAX)
+        self._index = DiskIndex(folder.path / "index", self._identity, io, LOCK_S, buckets)
         always = fsync == "always"
         self._files = SegmentFiles(folder.path, self._identity, io, sync_marks=always)
         self._reader = Reader(
@@ -149,6 +149,19 @@ class DiskTier:
             identity=self._identity,
             bytes_max=self._bytes_max,
             fsync=fsync,
+            clock=self._clock,
+            counters=self._counters,
+        )
+        self._publisher = Publisher(
+            folder,
+            self._files,
+            self._index,
+            self._reader,
+            self._appender,
+            self._room,
+            identity=self._identity,
+            compression=self._compression,
+            bytes_max=self._bytes_max,
             clock=self._clock,
             counters=self._counters,
         )
@@ -208,21 +221,7 @@ class DiskTier:
     def set(self, records: Sequence[BlockRecord]) -> int:
         """Append what is not here yet, in one batch; returns how many are here now."""
         self._refuse_if_closed()
-        repeated = published = 0
-        try:
-            self._reader.follow()
-            fresh = [made for record in records if (made := self._unless_here(record)) is not None]
-            repeated = len(records) - len(fresh)
-            fresh = [made for made in fresh if made[0].stored_bytes <= RECORD_BYTES_MAX]
-            if fresh:
-                places = self._appender.append(fresh)
-                self._publish(fresh[: len(places)], places)
-                published = len(places)
-        except OSError:
-            self._counters.add("io_errors_total")
-        self._counters.add("repeated_blocks_total", repeated)
-        self._counters.add("dropped_blocks_total", len(records) - repeated - published)
-        return repeated + published
+        return self._publisher.set(records)
 
     def delete(self, keys: Sequence[bytes]) -> int:
         """Take the records back in place, then forget them: a rebuild does not bring them back."""
@@ -307,70 +306,6 @@ class DiskTier:
         self._index.close()
         self._files.forget(None)
         self._folder.close()
-
-    # -- writing ---------------------------------------------------------------------------
-
-    def _unless_here(self, record: BlockRecord) -> tuple[BlockHeader, Buffer] | None:
-        """The record to append, or `None` if it is here already (then it was touched)."""
-        key = own_key(record.key)
-        entry = self._index.lookup(key)
-        kept = entry is not None and record.tokens and self._reader.is_live(entry)
-        if entry is not None and kept and self._lives_long_enough(entry, record.expires_wall_s):
-            self._index.touch(entry, self._folder.newest)
-            return None
-        payload = record.payload
-        if isinstance(payload, memoryview):
-            payload = payload.cast("B")
-        encoding, stored = encode(payload, self._compression)
-        header = BlockHeader(
-            key=key,
-            parent=own_key(record.parent) if record.parent else b"",
-            identity=self._identity,
-            tokens=record.tokens,
-            stored_bytes=len(stored),
-            raw_bytes=len(payload),
-            checksum=b"",  # summed when it is written
-            encoding=encoding,
-            expires_wall_ms=int(record.expires_wall_s * 1000),
-        )
-        return header, stored
-
-    def _lives_long_enough(self, entry: Entry, expires_wall_s: float) -> bool:
-        """A repeat extends a life only when less than half of the new one is left."""
-        if not 0 < entry.expires_s < EXPIRES_S_MAX:
-            return True
-        now_s = self._clock.wall_s()
-        wanted_s = expires_wall_s - now_s if expires_wall_s else float("inf")
-        return entry.expires_s - now_s >= wanted_s / 2
-
-    def _publish(
-        self, fresh: Sequence[tuple[BlockHeader, Buffer]], places: Sequence[tuple[int, int]]
-    ) -> None:
-        replaced: list[tuple[Entry, bytes]] = []
-        try:
-            with self._index.locked():
-                live = self._folder.live
-                for (header, _), (sequence, offset) in zip(fresh, places, strict=True):
-                    expires_s = min(-(-header.expires_wall_ms // 1000), EXPIRES_S_MAX)
-                    entry = Entry(
-                        0, sequence, offset, header.record_bytes, header.tokens, sequence, expires_s
-                    )
-                    old = self._index.insert(header.key, entry, live, self._may_grow)
-                    if old is not None and old.sequence in live:
-                        replaced.append((old, header.key))
-        except OSError:
-            # Unpublished and unacknowledged: must not come up in a rebuild after a later delete.
-            with contextlib.suppress(OSError):
-                for (header, _), (sequence, offset) in zip(fresh, places, strict=True):
-                    self._files.mark_dead(sequence, offset, header.key)
-            raise
-        for old, key in replaced:
-            self._files.mark_dead(old.sequence, old.offset, key)
-        self._counters.add("set_blocks_total", len(fresh))
-        self._counters.add("written_bytes_total", sum(h.stored_bytes for h, _ in fresh))
-
-    def _may_grow(self, index_bytes: int) -> bool:
-        return index_bytes <= self._bytes_max * INDEX_SHARE_MAX and self._room.fits(index_bytes)
 
     # -- upkeep ----------------------------------------------------------------------------
 
