@@ -50,11 +50,13 @@ async def world(names: Sequence[str] = NAMES, **settings: Any) -> AsyncIterator[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("value", [b"", "", 0, False, [], {}, 0.0, {"a": [1, None]}, b"bytes"])
-async def test_a_value_of_any_kind_is_a_hit_in_every_region(value: object) -> None:
+async def test_a_value_of_any_kind_is_a_hit_in_every_region() -> None:
+    values = [b"", "", 0, False, [], {}, 0.0, {"a": [1, None]}, b"bytes"]
     async with world(NAMES[:2]) as here:
-        await here["us-east"].set("key", value)
-        assert await here["eu-west"].get("key", "a miss") == value
+        for number, value in enumerate(values):
+            await here["us-east"].set(f"key {number}", value)
+        for number, value in enumerate(values):
+            assert await here["eu-west"].get(f"key {number}", "a miss") == value
 
 
 @pytest.mark.slow

@@ -27,15 +27,18 @@ import msgspec
 
 from bul.cli.regions import WORLD_FILE, AgentAddress
 from bul.cli.world_child import Child
-from bul.config import Settings, child_environment
+from bul.config import RouteConfig, Settings, child_environment
 from bul.errors import ConfigError, DriverError
 from bul.regions.agent import check_config
 from bul.regions.wan import FaultProxy, Faults
+from bul.router.judge import Judge
+from bul.router.prompt import Prompt
+from bul.router.rates import Rates
+from bul.router.replica import Replica
 
 if typing.TYPE_CHECKING:
     from bul.cli.events import EventLog
     from bul.router.app import Router
-    from bul.router.replica import Replica
 
 __all__ = ["HomeFirst", "World", "run_world"]
 
@@ -65,25 +68,19 @@ class _Place:
         return self.door is not None and any(one.url == self.home for one in self.door.ready)
 
 
-class HomeFirst:
-    """A judge that considers strangers only when nobody of home is left. home: URLs."""
+class HomeFirst(Judge):
+    """Considers strangers only when nobody of home is left. home: URL of the region's router."""
 
-    def __init__(self, judge: typing.Any, home: str) -> None:
-        self._judge = judge
+    def __init__(self, config: RouteConfig, rates: Rates, home: str) -> None:
+        super().__init__(config, rates)
         self._home = home
-        self.explain = judge.explain
 
     def pick(
-        self,
-        ready: Sequence[Replica],
-        prompt: typing.Any,
-        tried: Sequence[Replica],
-        now_s: float,
+        self, ready: Sequence[Replica], prompt: Prompt, tried: Sequence[Replica], now_s: float
     ) -> Replica | None:
         """As the judge's own."""
         home = [one for one in ready if one.url == self._home and one not in tried]
-        found: Replica | None = self._judge.pick(home or ready, prompt, tried, now_s)
-        return found
+        return super().pick(home or ready, prompt, tried, now_s)
 
 
 class World:
@@ -188,30 +185,31 @@ class World:
         } | ({"cache.persistence_dir": ""} if self._settings.cache.persistence_dir else {})
 
     async def _open_door(self, place: _Place, number: int) -> None:
-        from bul.cli.route import make_router
-
-        home = place.home
         others = [links[1].url for (name, _), links in self.wan.items() if name == place.name]
         port = self._settings.route.port
         route = dataclasses.replace(
             self._settings.route,
             port=port + number if port else 0,
             policy="least_conn",
-            replicas=(home, *others),
+            replicas=(place.home, *others),
             block_events=False,
         )
         settings = dataclasses.replace(self._settings, route=route)
-        place.door = make_router(settings)
-        place.door.judge = HomeFirst(place.door.judge, home)  # type: ignore[assignment]  # the same shape
         try:
-            await place.door.start()
+            place.door = await self._started(settings, place.home)
         except ConfigError:
             if self._settings.origin("route.port") != "default":
                 raise
-            free = dataclasses.replace(route, port=0)
-            place.door = make_router(dataclasses.replace(settings, route=free))
-            place.door.judge = HomeFirst(place.door.judge, home)  # type: ignore[assignment]  # the same shape
-            await place.door.start()
+            free = dataclasses.replace(settings, route=dataclasses.replace(route, port=0))
+            place.door = await self._started(free, place.home)
+
+    async def _started(self, settings: Settings, home: str) -> Router:
+        from bul.cli.route import make_router
+
+        door = make_router(settings)
+        door.judge = HomeFirst(door.config, door.rates, home)
+        await door.start()
+        return door
 
     def _tell(self, region: str, said: dict[str, typing.Any]) -> None:
         event, text = str(said.pop("event", "said")), str(said.pop("text", ""))
