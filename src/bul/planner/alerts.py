@@ -102,6 +102,31 @@ ALERTS = (
         next_step="bul scale history; more replicas, or a larger limit",
     ),
     Alert(
+        name="RouterBlind",
+        expression="bul_router_replica_events_fresh == 0 "
+        "and bul_router_replica_events_snapshots_total > 0",
+        for_="5m",
+        severity="warning",
+        summary="The router no longer hears what {{ $labels.replica }} keeps",
+        next_step="the router's /replicas says why; it goes by its own dispatches meanwhile",
+    ),
+    Alert(
+        name="TargetInfeasible",
+        expression="bul_scaler_alert == 1",
+        for_="5m",
+        severity="warning",
+        summary="More replicas would not reach the latency target",
+        next_step="bul scale history says why; a slower target, or a faster replica",
+    ),
+    Alert(
+        name="RegionPartitioned",
+        expression="min by (peer) (bul_regions_peer_reachable) == 0",
+        for_="2m",
+        severity="warning",
+        summary="Region {{ $labels.peer }} cannot be reached; it catches up by itself",
+        next_step="bul regions status",
+    ),
+    Alert(
         name="ErrorsAboveOnePercent",
         expression="error_rate > 0.01",
         for_="5m",

@@ -16,6 +16,7 @@ WHAT = {
     "valkey.conf": "the shared tier: bounded, with a password",
     "prometheus/prometheus.yml": "what is scraped",
     "prometheus/alerts.yml": "the guide's metrics and alerts, and BUL's own",
+    "grafana/bul.json": "a dashboard to import",
     "prometheus/operator.key": "lets Prometheus read the metrics",
     "client.key": "the first client's API key",
     "plan.json": "the plan, with every option and the source of every figure",

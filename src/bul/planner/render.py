@@ -18,6 +18,7 @@ import yaml
 
 from bul.planner import compose, kubernetes
 from bul.planner.alerts import render_alerts
+from bul.planner.grafana import render_dashboard
 from bul.planner.plan import Plan
 from bul.router.nginx import NginxFront, render
 
@@ -71,6 +72,7 @@ def render_files(plan: Plan, secrets: Secrets, *, autoscaler: str = "") -> Files
         "nginx.conf": render(_front(plan)),
         "prometheus/prometheus.yml": to_yaml(compose.prometheus(plan), PROMETHEUS_HEADER),
         "prometheus/alerts.yml": render_alerts(),
+        "grafana/bul.json": render_dashboard(),
         "valkey.conf": render_valkey(plan, secrets),
     }
     for name, documents in kubernetes.render(plan, autoscaler=autoscaler).items():

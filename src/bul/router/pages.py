@@ -17,7 +17,7 @@ if typing.TYPE_CHECKING:
     from bul.router.app import Router
     from bul.router.events import Follower
 
-__all__ = ["GUARDED", "PATHS", "Page", "render"]
+__all__ = ["GUARDED", "PATHS", "Page", "metrics_text", "render"]
 
 GUARDED = frozenset((b"/replicas", b"/metrics"))
 PATHS = GUARDED | {b"/health", b"/ready"}
@@ -62,7 +62,7 @@ class Page:
 def render(router: Router, path: bytes, *, close: bool) -> bytes:
     """The whole response for one of `PATHS`."""
     if path == b"/metrics":
-        return response(200, _metrics(router).encode(), kind=_TEXT, close=close)
+        return response(200, metrics_text(router).encode(), kind=_TEXT, close=close)
     if path == b"/replicas":
         return response(200, msgspec.json.encode(_replicas(router)), close=close)
     ready = len(router.ready)
@@ -93,7 +93,8 @@ def _replicas(router: Router) -> dict[str, object]:
     }
 
 
-def _metrics(router: Router) -> str:
+def metrics_text(router: Router) -> str:
+    """Its metrics and those of whoever runs it, in Prometheus' text format."""
     lines = []
     for name, what in _COUNTERS.items():
         full = f"bul_router_{name}_total"
@@ -103,15 +104,15 @@ def _metrics(router: Router) -> str:
     lines.append(f"bul_router_waiting {len(router.waiting)}")
     lines += ["# HELP bul_router_clients Open connections.", "# TYPE bul_router_clients gauge"]
     lines.append(f"bul_router_clients {router.clients}")
-    for name, kind in (
-        ("ready", "gauge"),
-        ("in_flight", "gauge"),
-        ("limit", "gauge"),
-        ("requests_total", "counter"),
-        ("failures_total", "counter"),
+    for name, kind, what in (
+        ("ready", "gauge", "1 while the replica gets requests."),
+        ("in_flight", "gauge", "Requests under way at the replica."),
+        ("limit", "gauge", "How many may be, as found by now."),
+        ("requests_total", "counter", "Requests sent to the replica."),
+        ("failures_total", "counter", "Of them those that it failed."),
     ):
         full = f"bul_router_replica_{name}"
-        lines += [f"# HELP {full} {name} of a replica.", f"# TYPE {full} {kind}"]
+        lines += [f"# HELP {full} {what}", f"# TYPE {full} {kind}"]
         for replica in router.replicas:
             value = _figure(name, replica)
             lines.append(f'{full}{{replica="{replica.url}"}} {value}')
