@@ -12,11 +12,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from bul.blocks.format import RECORD_HEADER_BYTES
 from bul.cache.contract import BlockRecord
 from bul.cache.engine import UltraAdaptiveKVCacheEngine
 from bul.cache.tiers.distributed import DistributedTier, open_distributed_tier
-from bul.cache.tiers.distributed.arena import Arena
+from bul.cache.tiers.distributed.arena import WIRE_PLACE, Arena, read_record
 from bul.cache.tiers.distributed.link import require_backend
 from bul.cache.tiers.distributed.place import owner, seeds
 from bul.cache.tiers.distributed.tier import World
@@ -117,8 +116,11 @@ def test_random_sizes_leave_every_record_whole() -> None:
         assert arena.set(record, record.key)
         if number % 3 == 0:
             arena.look_up([chance.randrange(number + 1).to_bytes(32)])
-    for key in sorted(arena.keys()):
-        assert arena.for_wire(key)[RECORD_HEADER_BYTES:] == kept[key]
+    keys = sorted(arena.keys())
+    for key, place in zip(keys, arena.look_up(keys), strict=True):
+        assert place is not None
+        found = read_record(arena.for_wire(*place), WIRE_PLACE, key, IDENTITY, 0.0)
+        assert found == kept[key]
     arena.close()
 
 

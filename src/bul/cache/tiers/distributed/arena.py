@@ -232,15 +232,16 @@ class Arena:
         self.memory.write(offset, (sealed, payload))
         return self.publish(key, offset, sound=True)
 
-    def for_wire(self, key: bytes) -> bytes:
-        """The record of `key`, sealed with WIRE_PLACE; empty for a miss."""
-        [place] = self.look_up([key])
-        data = self.memory.copy(*place) if place is not None else None
-        header = parse_record_header(data or b"", self.memory.seed + place[0]) if place else None
-        if header is None or data is None:
-            return b""
-        end = RECORD_HEADER_BYTES + header.stored_bytes
-        return encode_record_header(header, WIRE_PLACE) + data[RECORD_HEADER_BYTES:end]
+    def for_wire(self, offset: int, size: int) -> bytearray:
+        """`size` bytes: the record at a place that `look_up` gave, sealed with WIRE_PLACE.
+
+        One that was overwritten since does not parse, here or there.
+        """
+        data = bytearray(self.memory.view[offset : offset + size])
+        header = parse_record_header(data, self.memory.seed + offset)
+        if header is not None:
+            data[:RECORD_HEADER_BYTES] = encode_record_header(header, WIRE_PLACE)
+        return data
 
     def remove(self, keys: Sequence[bytes]) -> int:
         """Forget; how many were here."""

@@ -11,7 +11,7 @@ import dataclasses
 import hmac
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from bul.blocks.format import RECORD_HEADER_BYTES
@@ -85,6 +85,7 @@ class Channel:
 
     def get(self, keys: Sequence[bytes], now_wall_s: float) -> list[tuple[Buffer | None, bool]]:
         """(payload, whether a record came) per key; without payload it was torn or damaged."""
+        records: Iterable[tuple[bytes | bytearray | None, int]]
         records = self._copy(keys) if self._memory is not None else self._pull(keys)
         identity = self._plan.identity
         return [
@@ -175,29 +176,22 @@ class Channel:
 
     # over a link
 
-    def _pull(self, keys: Sequence[bytes]) -> list[tuple[bytes | None, int]]:
+    def _pull(self, keys: Sequence[bytes]) -> Iterator[tuple[bytearray | None, int]]:
+        """One transfer a record: each arrives in the buffer that its payload is served from."""
         assert self._link is not None
         self._frames.send(Pull(list(keys)))
-        sizes = _as_many(self._frames.receive(Sizes).sizes, keys)
-        data = self._link.receive(sum(sizes), sender=0) if sum(sizes) else bytearray()
-        view, found, at = memoryview(data), [], 0
-        for size in sizes:
-            found.append((bytes(view[at : at + size]) if size else None, WIRE_PLACE))
-            at += size
-        return found
+        for size in _as_many(self._frames.receive(Sizes).sizes, keys):
+            yield (self._link.receive(size, sender=0) if size else None), WIRE_PLACE
 
     def _push(self, records: Sequence[BlockRecord], keys: Sequence[bytes]) -> int:
         assert self._link is not None
-        sealed = [
-            encode(record, key, self._plan.identity, WIRE_PLACE)
-            for record, key in zip(records, keys, strict=True)
-        ]
-        sizes = [len(header) + memoryview(payload).nbytes for header, payload in sealed]
+        sizes = [RECORD_HEADER_BYTES + memoryview(record.payload).nbytes for record in records]
         self._frames.send(Push(list(keys), sizes))
         wanted = _as_many(self._frames.receive(Sizes).sizes, keys)
-        parts = [part for pair, size in zip(sealed, wanted, strict=True) if size for part in pair]
-        if parts:
-            self._link.send(bytearray().join(parts), to=0)
+        for record, key, size in zip(records, keys, wanted, strict=True):
+            if size:
+                sealed = encode(record, key, self._plan.identity, WIRE_PLACE)
+                self._link.send(bytearray().join(sealed), to=0)
         return self._frames.receive(Done).count
 
 

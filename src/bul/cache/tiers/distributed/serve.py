@@ -207,11 +207,12 @@ class _Caller:
 
     def _pull(self, request: Pull) -> None:
         assert self._link is not None, "first a Link"
-        records = [self._arena.for_wire(key) for key in request.keys]
-        self.frames.send(Sizes([len(record) for record in records]))
-        data = bytearray().join(records)
-        if data:
-            self._link.send(data, to=1)
+        places = self._arena.look_up(request.keys)
+        self.frames.send(Sizes([place[1] if place else 0 for place in places]))
+        for place in places:
+            # One at a time: the other end checks one while the next is copied here.
+            if place is not None:
+                self._link.send(self._arena.for_wire(*place), to=1)
 
     def _push(self, request: Push) -> Done:
         assert self._link is not None, "first a Link"
@@ -222,11 +223,7 @@ class _Caller:
         ]
         self.frames.send(Sizes(wanted))
         stored = sum(there)
-        if sum(wanted):
-            data = memoryview(self._link.receive(sum(wanted), sender=1))
-            at = 0
-            for key, size in zip(request.keys, wanted, strict=True):
-                if size:
-                    stored += self._arena.set_from_wire(key, bytes(data[at : at + size]))
-                at += size
+        for key, size in zip(request.keys, wanted, strict=True):
+            if size:
+                stored += self._arena.set_from_wire(key, self._link.receive(size, sender=1))
         return Done(stored)
