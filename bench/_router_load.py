@@ -66,7 +66,8 @@ class _Upstream(asyncio.Protocol):
         length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
         if len(self._buffer) < end + 4 + length:
             return
-        streamed = b'"stream": true' in self._buffer
+        # Routers that write bodies anew leave the blank out.
+        streamed = b'"stream": true' in self._buffer or b'"stream":true' in self._buffer
         self._buffer = b""
         if streamed:
             task = asyncio.get_running_loop().create_task(self._stream())
@@ -96,7 +97,9 @@ class _Load(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._stream:
-            if data.endswith(LAST):
+            self._buffer = (self._buffer + data)[-len(LAST) :]
+            if self._buffer == LAST:
+                self._buffer = b""
                 self._next()
             return
         self._buffer += data

@@ -19,6 +19,7 @@ Real `bul up` and `bul serve` processes on the timed engine, real nginx. Rows:
     overload_5x_no_hint  the same, but nobody believes what replicas say of their slots
     overload_5x_limit_set  the same with route.in_flight_max = 12, instead of a limit that is found
     control_no_shedding  the same without limits and queues: must collapse
+    kill_real, rolling_restart_real, sigstop_real  200 requests of each on the real model
 
 `failed` counts answers that were not whole or not 200. With overload_5x being turned away is the
 service's duty, so there `failed` counts what got neither an answer nor a 429 or 503.
@@ -41,16 +42,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from _fault_load import OpenLoop, Sample, allow_many_files
+from _fault_real import kill_one, real_kill, real_rolling_restart, real_sigstop
 
 from bul.router.nginx import NginxFront, render
 from bul.testing.nginx import free_port, guide_conf, running_nginx
 from bul.testing.region_process import BulProcess, bul_process, region_process
 from bul.testing.replica_set import ReplicaSet
 from bul.testing.request_load import RequestLoad
-from bul.testing.waiting import eventually
 
 HERE = Path(__file__).resolve().parent
 SLO_S = 1.0
+REAL_SLO_S = 4.0
+"""Of the real model on two shared cores."""
 FAST = {"BUL_TIMED_DECODE_TOKENS_PER_S": "200"}
 NO_RETRY = {"BUL_ROUTE_RETRY_SHARE": "0", "BUL_ROUTE_RETRIES_AT_LEAST": "0"}
 SHEDDING = {"BUL_ROUTE_FIRST_BYTE_TARGET_S": "0.5", "BUL_ROUTE_QUEUE_DEADLINE_S": "0.3"}
@@ -95,13 +98,6 @@ def row(load: RequestLoad, slo_s: float = SLO_S, **more: object) -> Row:
         "streams": load.streams,
         **more,
     }
-
-
-async def kill_one(running: BulProcess, name: str) -> None:
-    """SIGKILL, and wait until its next life is ready."""
-    lives = len(running.said("replica_ready"))
-    os.kill(running.replica_pids()[name], signal.SIGKILL)
-    await eventually(f"{name} is back", lambda: len(running.said("replica_ready")) > lives, 30)
 
 
 async def killing(folder: Path, environ: dict[str, str], kills: int, requests: int) -> Row:
@@ -280,6 +276,18 @@ async def control_no_shedding(folder: Path, quick: bool) -> Row:
     return await overloading(folder, NO_SHEDDING, 8.0 if quick else 15.0)
 
 
+async def kill_real(folder: Path, _quick: bool) -> Row:
+    return row(await real_kill(folder), REAL_SLO_S)
+
+
+async def rolling_restart_real(folder: Path, _quick: bool) -> Row:
+    return row(await real_rolling_restart(folder), REAL_SLO_S)
+
+
+async def sigstop_real(folder: Path, _quick: bool) -> Row:
+    return row(await real_sigstop(folder), REAL_SLO_S)
+
+
 BENCHES: tuple[Bench, ...] = (
     kill,
     control_no_retry,
@@ -293,6 +301,9 @@ BENCHES: tuple[Bench, ...] = (
     overload_5x_no_hint,
     overload_5x_limit_set,
     control_no_shedding,
+    kill_real,
+    rolling_restart_real,
+    sigstop_real,
 )
 
 
