@@ -6,7 +6,9 @@
 
 All stores get the same random blocks, in batches of 32 (one prefix), held until the next batch,
 without fsync (rows `fsync = always` say so). `raw file` is one preallocated file with pwrite/pread:
-the fastest that a file can be. `raw files` is a file for each block. Checksums are timed apart:
+the fastest that a file can be; `raw file, kept memory` reads into the same memory again and again,
+as BUL's disk tier does as far as its blocks come free. `raw files` is a file for each block.
+Checksums are timed apart:
 `checksum_us` is xxh3-128 of one block, `vs_raw` the throughput over raw file's, and
 `vs_raw_without_checksum` the same with that time taken out. The page cache is warm: a cold read
 adds the same device time to everyone. CPU is user + system of this process (and of the server's).
@@ -43,6 +45,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from _cache_compression import compression_rows
 from _cache_large import large_rows
+from _cache_misses import miss_rows
 from _cache_prefetch import match_rows, prefetch_rows
 from _cache_resident import SIZES as SIZES_RESIDENT
 from _cache_resident import resident_rows
@@ -52,7 +55,7 @@ from xxhash import xxh3_128_digest
 
 SIZES = {"64 kB": 64 << 10, "370 kB": 370 << 10, "3 MB": 3 << 20}
 BATCH = 32
-PARTS = ["tiers", "prefetch", "compression", "return", "match", "resident"]
+PARTS = ["tiers", "prefetch", "compression", "return", "misses", "match", "resident"]
 TOTAL_BYTES = 256 << 20
 ALWAYS_TOTAL_BYTES = 24 << 20
 Row = dict[str, Any]
@@ -171,7 +174,7 @@ def compare(rows: list[Row], sums_us: dict[str, float]) -> None:
             row["vs_raw_without_checksum"] = round(base / without_us, 3)
 
 
-def tier_rows(total_bytes: int, folder: Path, rounds: int) -> list[Row]:
+def tier_rows(total_bytes: int, folder: Path, rounds: int, stores: Sequence[str]) -> list[Row]:
     """Every store at every size; also set under fsync "always" for those that can."""
     rows: list[Row] = []
     sums_us: dict[str, float] = {}
@@ -179,10 +182,10 @@ def tier_rows(total_bytes: int, folder: Path, rounds: int) -> list[Row]:
         count = max(BATCH, total_bytes // size)
         blocks = [os.urandom(size) for _ in range(count)]
         sums_us[label] = checksum_us(blocks[:BATCH])
-        for name in STORES:
+        for name in stores:
             rows += measure(name, label, blocks, folder, rounds, always=False)
         few = blocks[: max(2, ALWAYS_TOTAL_BYTES // size)]
-        for name in ("raw file", "raw files", "bul disk", "lmdb"):
+        for name in {"raw file", "raw files", "bul disk", "lmdb"}.intersection(stores):
             rows += measure(name, label, few, folder, rounds, always=True)
     compare(rows, sums_us)
     return rows
@@ -222,6 +225,7 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="the 10 M-block run instead")
     parser.add_argument("--blocks", type=int, default=10_000_000, help="of the --large run")
     parser.add_argument("--only", choices=PARTS, default=None)
+    parser.add_argument("--stores", default="", help="of the tiers: 'raw file,bul disk'; all")
     parser.add_argument("--folder", type=Path, default=None, help="where to write; default: TMPDIR")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bul-bench-", dir=given.folder))
@@ -232,13 +236,16 @@ def main() -> None:
         else:
             total_bytes = TOTAL_BYTES // 8 if given.quick else TOTAL_BYTES
             if given.only in (None, "tiers"):
-                rows += tier_rows(total_bytes, folder, 2 if given.quick else 3)
+                stores = given.stores.split(",") if given.stores else list(STORES)
+                rows += tier_rows(total_bytes, folder, 2 if given.quick else 3, stores)
             if given.only in (None, "prefetch"):
                 rows += prefetch_rows(folder)
             if given.only in (None, "compression"):
                 rows += compression_rows(folder)
             if given.only in (None, "return"):
                 rows += return_rows(folder)
+            if given.only in (None, "misses"):
+                rows += miss_rows(folder)
             if given.only in (None, "match"):
                 rows += match_rows(100_000 if given.quick else 1_000_000)
             if given.only in (None, "resident"):
