@@ -121,9 +121,7 @@ class SerialLoop:
 
 
 @pytest.mark.slow
-async def test_dead_regions_cost_each_miss_of_the_guides_loop_their_timeouts_not_ours() -> (
-    None
-):
+async def test_dead_regions_cost_each_miss_of_the_guides_loop_their_timeouts_not_ours() -> None:
     async with world(deadline_s=0.3) as here:
         cache = here["us-east"]
         await cache.set("zero", 0)

@@ -63,7 +63,7 @@ class World:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    flags = ("--regions", f"{US},{EU}", "--replicas", "1", "--wan-rtt-ms", "80")
+    flags = ("--regions", f"{US},{EU}", "--replicas", "1", "--wan-rtt-ms", "80", "--shared")
     async with region_process(tmp_path, *flags) as process:
         await process.wait_for("ready")
         async with httpx.AsyncClient(trust_env=False, timeout=30) as client:

@@ -160,11 +160,22 @@ class World:
 
     def _start_children(self, place: _Place) -> None:
         place.folder.mkdir(mode=0o700, exist_ok=True)
-        environ = child_environment(self._settings, self._changes(place))
+        changes = self._changes(place) | self._shared(place)
+        environ = child_environment(self._settings, changes)
         for arguments in (["regions", "serve"], ["up"]):
             child = Child(arguments, environ, lambda said, name=place.name: self._tell(name, said))  # type: ignore[misc]  # a bound loop variable
             place.children.append(child)
             child.start()
+
+    def _shared(self, place: _Place) -> dict[str, object]:
+        """A Valkey for each region, started here, since its agent must know it as well."""
+        from bul.cli.shared_server import shared_cache
+
+        if not self._settings.up.shared:
+            return {}
+        server = shared_cache(self._settings, place.folder, self._events)
+        url = self._stack.enter_context(server).cache.shared_url
+        return {"up.shared": False, "cache.shared_url": url}
 
     def _changes(self, place: _Place) -> dict[str, object]:
         others = [other.name for other in self._places if other is not place]
@@ -242,6 +253,9 @@ async def run_world(settings: Settings, events: EventLog, folder: Path) -> None:
 
     if len(settings.regions.world) < 2:
         raise ConfigError("a world has two regions at least", hint="--regions us-east,eu-west")
+    if settings.cache.shared_url:
+        hint = "--shared starts one for each region"
+        raise ConfigError("shared_url would be one Valkey for all regions", hint=hint)
     for name in settings.regions.world:
         others = tuple(f"{o}=http://127.0.0.1:1" for o in settings.regions.world if o != name)
         secret = "s" * 32
