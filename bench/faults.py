@@ -9,7 +9,8 @@ Real `bul up` and `bul serve` processes on the timed engine, real nginx. Rows:
     kill               kill -9 of a replica, again and again, under whole (non-streamed) requests
     control_no_retry   the same with the router's retries off: must lose some
     rolling_restart    `bul restart` under load, half of it streams
-    control_no_drain   the same load, each replica killed instead of drained: must lose streams
+    kill_streams       the same load, each replica killed, not drained: streams go on elsewhere
+    control_no_drain   the same with that off: must lose streams
     sigstop            a replica is frozen (SIGSTOP) for four seconds, six times
     control_no_hedging the same without a second replica: the slowest waits for the thaw
     nginx_front        nginx with our configuration; replicas restart in place, one is added and
@@ -64,6 +65,7 @@ NO_SHEDDING = {
     "BUL_SERVE_WAITING_MAX": "1000000",
 }
 NO_HINT = {"BUL_ROUTE_IN_FLIGHT_PER_SLOT": "0"}
+NO_RESUME = {"BUL_ROUTE_RESUME_STREAMS": "false"}
 NO_HEDGING = {"BUL_ROUTE_HEDGE_DELAY_MIN_S": "0"}
 FROZEN_S = 4.0
 THAW_S = 3.0
@@ -137,16 +139,24 @@ async def rolling_restart(folder: Path, quick: bool) -> Row:
     return row(load)
 
 
-async def control_no_drain(folder: Path, quick: bool) -> Row:
+async def killing_streams(folder: Path, environ: dict[str, str], kills: int) -> Row:
     async with (
-        region(folder, 3, {}) as (running, url),
+        region(folder, 3, environ) as (running, url),
         RequestLoad(url, clients=8, max_tokens=32, stream_every=2) as load,
     ):
         await load.more(50)
-        for number in range(1 if quick else 3):
-            await kill_one(running, f"replica-{number}")
+        for number in range(kills):
+            await kill_one(running, f"replica-{number % 3}")
         await load.more(50)
-    return row(load)
+    return row(load, kills=kills)
+
+
+async def kill_streams(folder: Path, quick: bool) -> Row:
+    return await killing_streams(folder, {}, 1 if quick else 12)
+
+
+async def control_no_drain(folder: Path, quick: bool) -> Row:
+    return await killing_streams(folder, NO_RESUME, 1 if quick else 6)
 
 
 async def freezing(folder: Path, environ: dict[str, str], times: int) -> Row:
@@ -292,6 +302,7 @@ BENCHES: tuple[Bench, ...] = (
     kill,
     control_no_retry,
     rolling_restart,
+    kill_streams,
     control_no_drain,
     sigstop,
     control_no_hedging,

@@ -45,6 +45,7 @@ __all__ = ["command", "make_router"]
 @setting("route.retry_share", "--retry-share", help="Second tries per request, at most.")
 @setting("route.retries_at_least", "--retries-at-least", help="In ten seconds, allowed always.")
 @setting("route.hedge_delay_min_s", "--hedge-delay-min-s", help="Silence before a second replica.")
+@setting("route.resume_streams", "--resume-streams", help="Go on elsewhere when one dies.")
 @setting("route.residency_tokens", "--residency-tokens", help="KV that a replica keeps, about.")
 @setting("route.in_flight_max", "--in-flight-max", help="Of one replica; adapts below it.")
 @setting("route.in_flight_per_slot", "--in-flight-per-slot", help="Of a replica that tells.")

@@ -241,6 +241,7 @@ class RouteConfig:
     the key operator_secret if they ask for one. members: replicas may join by themselves, with the
     operator's key; one that is silent for member_ttl_s is out. discover: URLs whose host's name
     stands for as many replicas as it has addresses, asked for again every discover_interval_s.
+    resume_streams: a stream whose replica dies or falls silent goes on at another one.
     resume_secret: shared by the region's routers and replicas, seals a stream's resumption on
     another replica; "" takes serve.cache_secret, and `bul up` makes one up.
     """
@@ -280,6 +281,7 @@ class RouteConfig:
     queue_deadline_s: float = 10.0
     drain_s: float = 30.0
     resume_secret: str = ""
+    resume_streams: bool = True
     fair: bool = True
 
     def __post_init__(self) -> None:

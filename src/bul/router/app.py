@@ -84,7 +84,7 @@ class Router:
         self.now_s: Callable[[], float] = time.monotonic
         self._gate = gate
         self._text_secret = text_secret
-        self.resume_secret = resume_secret
+        self.resume_secret = resume_secret if config.resume_streams else None
         self._by_prefix = config.policy == "prefix"
         by_session = config.session_header.lower().encode(), config.session_cookie.encode()
         self._session = by_session if config.policy == "session" else None

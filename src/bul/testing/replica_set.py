@@ -32,6 +32,10 @@ class ReplicaSet:
     def urls(self) -> list[str]:
         return list(self._urls.values())
 
+    def pid(self, name: str) -> int:
+        """Of its last life."""
+        return self._running[name].pid
+
     async def start(self, *names: str) -> None:
         await asyncio.gather(*(self._start(name, port=0) for name in names))
 
