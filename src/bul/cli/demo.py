@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import typing
+from pathlib import Path
 
 import click
 
+from bul.cli.live import read_key
 from bul.cli.options import load as load_settings
 from bul.cli.up import region_settings
 
 if typing.TYPE_CHECKING:
-    from pathlib import Path
-
     from bul.cli.demo_report import Report
     from bul.cli.events import EventLog
     from bul.cli.region import Region
@@ -48,6 +48,11 @@ DEADLINE_S = 600.0
     multiple=True,
     help="Twice, with --cold-replica: replicas that run elsewhere, the second one fresh.",
 )
+@click.option(
+    "--key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="With --at: a file that holds an operator's API key.",
+)
 @click.pass_context
 def command(
     context: click.Context,
@@ -58,6 +63,7 @@ def command(
     restart: bool,
     cold_replica: bool,
     urls: tuple[str, ...],
+    key_file: Path | None,
     **values: object,
 ) -> None:
     """Play three real conversations of three turns, each turn with the cache on and off.
@@ -97,6 +103,7 @@ def command(
                 restart=restart,
                 cold_replica=cold_replica,
                 urls=urls,
+                key=read_key(key_file),
             )
         )
     if report is None:
@@ -147,6 +154,7 @@ async def _demo(
     restart: bool,
     cold_replica: bool,
     urls: tuple[str, ...],
+    key: str,
 ) -> Report | None:
     """The report, or None when somebody asked to stop. Raises BulError."""
     import asyncio
@@ -158,7 +166,7 @@ async def _demo(
     from bul.cli.up import ensure_model
     from bul.errors import BulError, ConfigError
 
-    if settings.keys:
+    if settings.keys and not urls:
         hint = "start it in a folder without one, or name another file with --config"
         raise ConfigError("bul demo asks without an API key, but [keys] demands one", hint=hint)
     reports: list[Report] = []
@@ -169,7 +177,8 @@ async def _demo(
             if cold_replica:
                 from bul.cli.demo_cold_replica import cold_replica as ask_another
 
-                reports.append(await ask_another(settings, events, count, folder=folder, urls=urls))
+                asked = ask_another(settings, events, count, folder=folder, urls=urls, key=key)
+                reports.append(await asked)
                 return
             regions.append(Region(settings, events, folder))
             await regions[0].start()

@@ -27,12 +27,19 @@ __all__ = ["cold_replica"]
 
 
 async def cold_replica(
-    settings: Settings, events: EventLog, count: int, *, folder: Path, urls: Sequence[str] = ()
+    settings: Settings,
+    events: EventLog,
+    count: int,
+    *,
+    folder: Path,
+    urls: Sequence[str] = (),
+    key: str = "",
 ) -> Report:
     """Play on one replica, ask another. Raises BulError.
 
     settings: with the address of the shared cache. folder: of the state; the disks are temporary
-    folders in it. urls: two replicas that run elsewhere, in place of two of our own.
+    folders in it. urls: two replicas that run elsewhere, in place of two of our own; key: for
+    their API.
     """
     start_s = time.monotonic()
     with tempfile.TemporaryDirectory(dir=folder, prefix="cold-replica-") as disks:
@@ -45,10 +52,10 @@ async def cold_replica(
                 return await stack.enter_async_context(_replica(settings, events, own))
 
             first = await replica(0)
-            played = await play([first], count)
-            await written([first], "shared")
+            played = await play([first], count, key=key)
+            await written([first], "shared", key=key)
             second = await replica(1)
-            facts, turns = await _ask(second, played)
+            facts, turns = await _ask(second, played, key)
     return Report(
         engine=settings.serve.engine,
         model=played.model,
@@ -59,12 +66,12 @@ async def cold_replica(
     )
 
 
-async def _ask(url: str, played: Played) -> tuple[ColdReplica, tuple[Turn, ...]]:
-    [before] = await tier_stats([url])
+async def _ask(url: str, played: Played, key: str) -> tuple[ColdReplica, tuple[Turn, ...]]:
+    [before] = await tier_stats([url], key=key)
     if before["ram"]["blocks"] or before.get("disk", {}).get("blocks"):
         raise BulError(f"the replica at {url} is not cold", hint="start one on an empty disk")
-    turns = await play_again([url], played)
-    [after] = await tier_stats([url])
+    turns = await play_again([url], played, key=key)
+    [after] = await tier_stats([url], key=key)
     if "shared" not in after:
         raise BulError(f"the replica at {url} has no shared cache", hint="give it --shared-url")
     facts = ColdReplica(

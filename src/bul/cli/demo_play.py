@@ -19,7 +19,7 @@ from bul.cli.ask import Answer, Message, ask, model_id
 from bul.cli.conversations import Conversation, conversations, opening
 from bul.cli.demo_report import Turn
 
-__all__ = ["Asked", "Played", "play", "play_again"]
+__all__ = ["Asked", "Played", "client_with", "play", "play_again"]
 
 REPLY_TOKENS = 24
 Advance = Callable[[], None]
@@ -45,15 +45,15 @@ class Played:
     last: tuple[Asked, ...]
 
 
-async def play(urls: Sequence[str], count: int) -> Played:
-    """Play everything on the replicas at `urls`. count: how many conversations.
+async def play(urls: Sequence[str], count: int, *, key: str = "") -> Played:
+    """Play everything on the replicas at `urls`. count: how many conversations. key: for their API.
 
     Raises BulError.
     """
     scripts = conversations()[:count]
     requests = 2 * sum(len(script.questions) for script in scripts)
     last: list[Asked] = []
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with client_with(key) as client:
         model = await model_id(client, urls[0])
         with _progress() as progress:
             task = progress.add_task("conversations", total=requests)
@@ -65,9 +65,9 @@ async def play(urls: Sequence[str], count: int) -> Played:
     )
 
 
-async def play_again(urls: Sequence[str], played: Played) -> tuple[Turn, ...]:
+async def play_again(urls: Sequence[str], played: Played, *, key: str = "") -> tuple[Turn, ...]:
     """Ask each conversation's last prompt again, with the cache and without. Raises BulError."""
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with client_with(key) as client:
         with _progress() as progress:
             task = progress.add_task("asked again", total=2 * len(played.last))
             stage = _Stage(
@@ -76,6 +76,12 @@ async def play_again(urls: Sequence[str], played: Played) -> tuple[Turn, ...]:
             lanes = [stage.again(url, played.last[i :: len(urls)]) for i, url in enumerate(urls)]
             turns = await asyncio.gather(*lanes)
     return tuple(turn for lane in turns for turn in lane)
+
+
+def client_with(key: str) -> httpx.AsyncClient:
+    """One that shows this API key, if there is one."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    return httpx.AsyncClient(trust_env=False, headers=headers)
 
 
 def _progress() -> Progress:

@@ -10,10 +10,8 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-import httpx
-
 from bul.cli.ask import cache_stats
-from bul.cli.demo_play import Played, play_again
+from bul.cli.demo_play import Played, client_with, play_again
 from bul.cli.demo_report import Restart, Turn
 from bul.cli.region import Region
 
@@ -40,16 +38,18 @@ async def restart(region: Region, played: Played) -> tuple[Restart, tuple[Turn, 
     return facts, turns
 
 
-async def written(urls: Sequence[str], tier: str) -> None:
+async def written(urls: Sequence[str], tier: str, *, key: str = "") -> None:
     """Until the replicas have written what they had queued for `tier`, or for `WRITTEN_S`."""
     deadline_s = time.monotonic() + WRITTEN_S
     while time.monotonic() < deadline_s:
-        if not any(stats.get(tier, {}).get("queue_bytes") for stats in await tier_stats(urls)):
+        if not any(
+            stats.get(tier, {}).get("queue_bytes") for stats in await tier_stats(urls, key=key)
+        ):
             return
         await asyncio.sleep(WRITTEN_POLL_S)
 
 
-async def tier_stats(urls: Sequence[str]) -> list[dict[str, dict[str, float]]]:
+async def tier_stats(urls: Sequence[str], *, key: str = "") -> list[dict[str, dict[str, float]]]:
     """Each replica's figures by tier. Raises BulError."""
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with client_with(key) as client:
         return [await cache_stats(client, url) for url in urls]

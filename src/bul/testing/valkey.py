@@ -1,8 +1,8 @@
 """Real Valkey and Redis servers for tests and benches: one, a cluster, sentinels; always ended.
 
 Refuses to install anything (`tools/test-servers.sh` unpacks the servers beside the virtual
-environment), to listen beyond loopback, and to run without a password. TLS needs Redis: the wheel's
-Valkey is built without it.
+environment), to listen beyond loopback unless told, and to run without a password. TLS needs Redis:
+the wheel's Valkey is built without it.
 """
 
 from __future__ import annotations
@@ -85,9 +85,11 @@ class Valkey:
         lines: Sequence[str] = (),
         tls: TlsFiles | None = None,
         sentinel: bool = False,
+        host: str = "127.0.0.1",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.host = host
         self.port = _free_port()
         self.tls = tls
         self._lines = lines
@@ -97,7 +99,7 @@ class Valkey:
     @property
     def url(self) -> str:
         scheme = "rediss" if self.tls else "redis"
-        return f"{scheme}://{USER}:{QUOTED_PASSWORD}@127.0.0.1:{self.port}"
+        return f"{scheme}://{USER}:{QUOTED_PASSWORD}@{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -138,7 +140,7 @@ class Valkey:
         # RESP 2: in RESP 3 this client asks for messages that Valkey does not know.
         return redis.Redis(
             port=self.port,
-            host="127.0.0.1",
+            host=self.host,
             username=user,
             password=PASSWORD,
             protocol=2,
@@ -176,7 +178,7 @@ class Valkey:
 
     def _config(self) -> list[str]:
         lines = [
-            "bind 127.0.0.1",
+            f"bind {self.host}",
             'save ""',
             "appendonly no",
             f"dir {self.folder}",
@@ -206,10 +208,14 @@ class Valkey:
 
 @contextlib.contextmanager
 def running_valkey(
-    folder: Path, *, lines: Sequence[str] = (), tls: TlsFiles | None = None
+    folder: Path,
+    *,
+    lines: Sequence[str] = (),
+    tls: TlsFiles | None = None,
+    host: str = "127.0.0.1",
 ) -> Iterator[Valkey]:
-    """One server; `lines` are added to its configuration."""
-    server = Valkey(folder, lines=lines, tls=tls)
+    """One server; `lines` are added to its configuration. host: beyond loopback for `net_hosts`."""
+    server = Valkey(folder, lines=lines, tls=tls, host=host)
     try:
         server.start()
         yield server
