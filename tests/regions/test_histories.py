@@ -114,6 +114,17 @@ def make_trusting(region: str, entries_max: int, graves: Graves) -> RegionState:
     return Trusting(region, entries_max=entries_max, graves=graves)
 
 
+def test_bytes_from_a_store_without_checksums_are_caught() -> None:
+    texts: list[str] = []
+    for seed in range(10):
+        try:
+            play(seed, forge=0.5)
+        except HistoryFailed as failed:
+            texts.append(str(failed))
+    assert any("has wrong bytes" in text for text in texts), texts
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "caught"),
     [

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from bul.cache.contract import BlockRecord
+from bul.config import KVCacheConfig
 from bul.errors import TierUnavailable
 from bul.regions.auth import Seal
+from bul.regions.telling import TellingEngine
 from bul.regions.tier import RegionsTier
 from bul.regions.versions import tenant_tag
 from bul.testing.region_agents import SECRET, MemoryStore, RegionsHere, block, regions_here
@@ -87,6 +89,22 @@ async def test_a_purge_elsewhere_is_heard_and_finds_what_the_tenant_wrote(tmp_pa
         await eventually("it is heard", lambda: bool(heard))
         assert set(world.stores[US].blocks) == set(world.stores[EU].blocks) == {block(1).key}
         await asyncio.to_thread(tier.close)
+
+
+async def test_what_replicas_use_is_hot(tmp_path: Path) -> None:
+    async with regions_here((US,), tmp_path) as world:
+        settings = KVCacheConfig(ram_bytes_max=1 << 20)
+        tier = tier_of(world, US)
+        engine = TellingEngine(settings, identity=MODEL, tiers=[tier], regions=tier)
+        await world.write(US, [block(number) for number in range(4)])
+        engine.finish([block(0).key, block(1).key], 1)
+        catalogue = world.agents[US].node.state.catalogue
+        hot = {block(0).key, block(1).key}
+        await eventually(
+            "it is heard", lambda: {entry.key for entry in catalogue.hottest(2)} == hot
+        )
+        assert [entry.hits for entry in catalogue.hottest(4)] == [1, 1, 0, 0]
+        await asyncio.to_thread(engine.close)
 
 
 async def test_what_an_agent_did_not_hear_is_told_when_it_is_back(tmp_path: Path) -> None:

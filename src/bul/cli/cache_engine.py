@@ -7,6 +7,7 @@ quantise what is not f16 KV.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from pathlib import Path
 
@@ -57,18 +58,17 @@ def open_cache_engine(
         from bul.cache.tiers.shared import open_shared_tier
 
         tiers.append(_quantised(open_shared_tier(config, core.identity), core))
-    regions = None
+    make: Callable[..., UltraAdaptiveKVCacheEngine] = UltraAdaptiveKVCacheEngine
     if settings.regions.name:
         from bul.cli.region_store import open_regions_tier
+        from bul.regions.telling import TellingEngine
 
         regions = open_regions_tier(settings, core.identity.digest())
         tiers.append(_quantised(regions, core))
-    engine = UltraAdaptiveKVCacheEngine(
+        make = functools.partial(TellingEngine, regions=regions)
+    return make(
         config, identity=core.identity, tiers=tiers, block_bytes=core.block_bytes, watcher=watcher
     )
-    if regions is not None:
-        regions.on_purge = engine.clear_ram
-    return engine
 
 
 def _name_quantisation(core: ModelCore, quantisation: str) -> None:

@@ -6,8 +6,8 @@ to do anything for a replica that another region's signature asks for.
 Replicas tell it what they wrote and ask it for what they lack, on loopback, signed with the same
 secret in the region's own name:
 
-    /local/announce  /local/erase  /local/match  /local/get  /local/purges
-    /local/status  /local/sync
+    /local/announce  /local/erase  /local/match  /local/get  /local/touch
+    /local/purges  /local/status  /local/sync
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ class RegionAgent:
             "erase": self._on_erase,
             "match": self._on_match,
             "get": self._on_get,
+            "touch": self._on_touch,
             "purges": self._on_purges,
             "status": self._on_status,
             "sync": self._on_sync,
@@ -230,6 +231,14 @@ class RegionAgent:
         pairs = [found[key] for key in message.keys if key in found]
         records = [m.record(item, payload) for item, payload in pairs]
         return m.pack(m.Blocks([item for item, _ in pairs]), records)
+
+    async def _on_touch(self, body: bytes) -> bytes:
+        message, _ = m.unpack(body, m.Get)
+        for key in message.keys:
+            entry = self.node.entry(key)
+            if entry is not None:
+                entry.hits += 1
+        return m.pack(m.Wanted([]))
 
     async def _on_purges(self, body: bytes) -> bytes:
         return m.pack(m.Wanted([self.node.state.purge_version]))

@@ -30,6 +30,7 @@ from bul.regions.versions import Grave, GraveKind
 
 __all__ = [
     "BODY_BYTES_MAX",
+    "ITEMS_MAX",
     "PAYLOAD_BYTES_MAX",
     "Blocks",
     "Compare",

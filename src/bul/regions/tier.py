@@ -32,6 +32,7 @@ __all__ = ["RegionsTier"]
 
 PENDING_MAX: Final = 65_536
 TOLD_AT_ONCE: Final = 1024
+TOUCHED_MAX: Final = 16_384
 PURGES_S: Final = 0.5
 """How often the agent is asked whether a tenant was purged or a model retired."""
 
@@ -65,6 +66,7 @@ class RegionsTier:
         self._lock = threading.Lock()
         self._idle: list[http.client.HTTPConnection] = []
         self._pending: collections.OrderedDict[bytes, m.Item] = collections.OrderedDict()
+        self._touched: set[bytes] = set()
         self._closed = threading.Event()
         self._counts: collections.Counter[str] = collections.Counter()
         self._purges: int | None = None
@@ -118,6 +120,12 @@ class RegionsTier:
         with self._lock:
             self._pending.clear()
         self._ask("erase", m.Offer([], [m.Stone("model", self._identity, 0)]), m.Wanted)
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        """A request used these, wherever they lay: a new region fetches the hottest first."""
+        with self._lock:
+            if len(self._touched) < TOUCHED_MAX:
+                self._touched.update(keys)
 
     def stats(self) -> Mapping[str, float]:
         return {"untold_blocks": float(len(self._pending)), **self._counts}
@@ -174,6 +182,13 @@ class RegionsTier:
             with contextlib.suppress(TierUnavailable):
                 self._look_for_purges()
                 self._tell()
+                self._tell_touched()
+
+    def _tell_touched(self) -> None:
+        with self._lock:
+            touched, self._touched = self._touched, set()
+        if touched:
+            self._ask("touch", m.Get(list(touched)[: m.ITEMS_MAX]), m.Wanted)
 
     def _look_for_purges(self) -> None:
         [newest] = self._ask("purges", m.Get([]), m.Wanted)[0].positions

@@ -7,6 +7,7 @@ by hand in virtual time: no event loop, no sleep, so a history takes millisecond
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import heapq
 import itertools
@@ -15,6 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from typing import Any
 
 from bul.blocks.prefix import Buffer
+from bul.regions import messages as m
 from bul.regions.catalogue import Entry
 from bul.regions.node import Ask, PeerFailed
 from bul.regions.state import Change
@@ -93,11 +95,16 @@ def run_now(work: Coroutine[Any, Any, Any]) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Faults:
-    """Shares of messages, in [0, 1]; a request and its answer are two. delay_s: up to so much."""
+    """Shares of messages, in [0, 1]; a request and its answer are two. delay_s: up to so much.
+
+    flip: a bit of a record. forge: the same, and its checksums made anew: what would come from a
+    store that has none, so a harness that looks must find wrong bytes.
+    """
 
     drop: float = 0.0
     repeat: float = 0.0
     flip: float = 0.0
+    forge: float = 0.0
     delay_s: float = 0.05
 
 
@@ -153,6 +160,8 @@ class VirtualNet:
 
     def _spoiled(self, body: bytes) -> bytes:
         """With one bit of a record flipped, as a bad memory would: the document has its MAC."""
+        if self._chance.random() < self.faults.forge:
+            return _forged(body)
         start = 4 + int.from_bytes(body[:4], "little")
         if start >= len(body) or self._chance.random() >= self.faults.flip:
             return body
@@ -218,3 +227,17 @@ class JournalFile:
                 else:
                     graves.pop(name, None)
         return list(entries.values()), list(graves.values()), numbers
+
+
+def _forged(body: bytes) -> bytes:
+    """The same blocks with one bit flipped in each, sealed as if they were sound."""
+    message, records = m.unpack(body, m.Blocks)
+    with contextlib.suppress(m.MessageInvalid):
+        forged = [
+            m.record(item, bytes([data[0] ^ 1]) + bytes(data[1:]))
+            for item, data in m.payloads(message.items, records)
+            if data
+        ]
+        if len(forged) == len(message.items):
+            return m.pack(message, forged)
+    return body

@@ -62,9 +62,9 @@ def _make_state(region: str, entries_max: int, graves: Graves) -> RegionState:
     return RegionState(region, entries_max=entries_max, graves=graves)
 
 
-def play(seed: int, make_state: MakeState = _make_state) -> Outcome:
-    """One history. Raises HistoryFailed."""
-    return _World(seed, make_state).play()
+def play(seed: int, make_state: MakeState = _make_state, *, forge: float = 0.0) -> Outcome:
+    """One history. Raises HistoryFailed. forge: share of messages, for a control."""
+    return _World(seed, make_state, forge).play()
 
 
 class _Region:
@@ -83,8 +83,9 @@ class _Region:
 
 
 class _World:
-    def __init__(self, seed: int, make_state: MakeState) -> None:
+    def __init__(self, seed: int, make_state: MakeState, forge: float) -> None:
         self.seed = seed
+        self.forge = forge
         self.chance = random.Random(seed)
         self.time = VirtualTime()
         self.net = VirtualNet(self.time, self.chance, self.deliver)
@@ -108,6 +109,7 @@ class _World:
             drop=chance.choice((0.0, 0.1, 0.3)),
             repeat=chance.choice((0.0, 0.2)),
             flip=chance.choice((0.0, 0.1)),
+            forge=self.forge,
             delay_s=chance.choice((0.02, 0.2, 1.0)),
         )
         for count in range(EVENTS):
