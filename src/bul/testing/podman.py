@@ -57,14 +57,14 @@ def podman_engine(folder: Path = PODMAN_FOLDER) -> Iterator[str]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         socket = Path(short) / "podman.sock"
         serve = [*command, "system", "service", "--time", "0", f"unix://{socket}"]
-        with subprocess.Popen(serve, env=environ, stderr=subprocess.PIPE) as service:  # noqa: S603
+        with subprocess.Popen(serve, env=environ, stderr=subprocess.PIPE) as service:  # noqa: S603 - podman, found above
             try:
                 _until_there(socket, service)
                 _ensure_image(f"unix://{socket}", folder / "image")
                 yield f"unix://{socket}"
             finally:
                 remove = [*command, "rm", "--all", "--force", "--time", "0"]
-                subprocess.run(remove, env=environ, check=False, capture_output=True)  # noqa: S603
+                subprocess.run(remove, env=environ, check=False, capture_output=True)  # noqa: S603 - podman again
                 service.terminate()
 
 

@@ -72,7 +72,7 @@ class _Containers:
     def __init__(self, plan: ComposePlan) -> None:
         try:
             import docker  # noqa: PLC0415 - an extra
-            import docker.errors  # noqa: PLC0415
+            import docker.errors  # noqa: PLC0415 - of the extra
         except ImportError as error:
             hint = "pip install 'bul[compose]'"
             raise ConfigError("the compose driver needs the docker SDK", hint=hint) from error

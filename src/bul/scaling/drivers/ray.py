@@ -67,7 +67,7 @@ class _Actors:
     def __init__(self, plan: RayPlan) -> None:
         try:
             import ray  # noqa: PLC0415 - an extra
-            import ray.exceptions  # noqa: PLC0415
+            import ray.exceptions  # noqa: PLC0415 - of the extra
         except ImportError as error:
             hint = "pip install 'bul[ray]'"
             raise ConfigError("the ray driver needs Ray", hint=hint) from error
