@@ -4,7 +4,7 @@ Refuses to grow: least recently used hints go, tails before heads, so that what 
 prefixes. Without a replica's own word (`events.py`) it is a guess by design - a restart, an
 eviction or another router's requests change the truth - and a wrong guess costs one prefill.
 
-    told      hint -> cached tokens, from the replica's block events while they are fresh; else None
+    told      hints, from the replica's block events while they are fresh; else None
     sent      hint -> when it was sent, or computed: always kept, so that a router that loses the
               events goes on with what it knows itself
     cold      of those sent, the ones that no answer has begun for: they are being computed
@@ -14,7 +14,7 @@ What was just computed counts for a moment even if the replica has not told yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 __all__ = ["COLD_S_MAX", "GRACE_S", "Residency"]
 
@@ -36,7 +36,7 @@ class Residency:
         self._hints_max = hints_max
         self._sent: dict[int, float] = {}
         self._cold: set[int] = set()
-        self.told: Mapping[int, int] | None = None
+        self.told: Container[int] | None = None
 
     def __len__(self) -> int:
         """How many hints it was sent."""
@@ -129,7 +129,7 @@ class Residency:
         return now_s - since_s < (COLD_S_MAX if hint in self._cold else GRACE_S)
 
 
-def _leading(held: Mapping[int, object], hints: Sequence[int]) -> int:
+def _leading(held: Container[int], hints: Sequence[int]) -> int:
     """A bisection: heads outlive tails here, so [0, found) is held and [found, end) is not."""
     low, high = 0, len(hints)
     if high == 0 or hints[0] not in held:

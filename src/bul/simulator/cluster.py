@@ -196,12 +196,12 @@ class Region(Generic[State]):
         self._most = max(self._most, replicas)
 
     def _start(self, now_s: float, ready_s: float) -> None:
-        routing, cache = self._routing, None
+        routing, cache, policy = self._routing, None, None
         if routing.capacity_blocks:
             policy = make_policy(routing.eviction, routing.capacity_blocks, routing.seed)
             cache = PrefixCache(policy, routing.block_tokens)
         model = ReplicaModel(self._profile, now_s, cache)
-        member = _Member(model=model, residency=self._router.residency(), ready_s=ready_s)
+        member = _Member(model=model, residency=self._router.residency(policy), ready_s=ready_s)
         member.in_flight_since_s = now_s
         self._members.append(member)
 

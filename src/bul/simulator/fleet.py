@@ -57,11 +57,13 @@ def simulate_region(
     seed: int = 0,
     *,
     residency_tokens: int | None = None,
+    block_events: bool = True,
 ) -> FleetResult:
     """Play `trace` over `replicas`, routed by `policy` (of `routing.ROUTES`).
 
     capacity_blocks: of each replica, 0 for no cache. residency_tokens: how much the router
-    believes a replica to keep; None: what it does keep. The same arguments give the same result.
+    believes a replica to keep; None: what it does keep. block_events: replicas tell what they
+    keep. The same arguments give the same result.
     """
     arrivals = arrivals_of_trace(trace) if isinstance(trace, Trace) else trace
     block_tokens = arrivals.block_tokens or 1
@@ -73,6 +75,7 @@ def simulate_region(
         residency_tokens=(
             capacity_blocks * block_tokens if residency_tokens is None else residency_tokens
         ),
+        block_events=block_events,
         seed=seed,
     )
     fixed = Fixed(bounds=Bounds(min_replicas=replicas, max_replicas=replicas), replicas=replicas)

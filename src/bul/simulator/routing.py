@@ -1,8 +1,9 @@
 """The production router's judgement over simulated replicas: `route.py`, residency and rates.
 
-Refuses to look into the replicas: like the real one it believes that a replica holds what was sent
-to it, and learns from first tokens what a token and a request ahead cost. Left out are what needs
-sockets: retries, hedging and the limit on requests under way.
+Like the real one it believes what a replica tells of its cache, or (without `block_events`) that
+it holds what was sent to it, and learns from first tokens what a token and a request ahead cost.
+Refuses what needs sockets: retries, hedging, the limit on requests under way; and events come at
+once here.
 
 Text has no part in a trace, so one hint stands for one block, where the real router hashes chunks
 of text; like there, a prompt is told apart by its first 256 KiB.
@@ -14,6 +15,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
+from bul.cache.eviction.contract import EvictionPolicy
 from bul.errors import ConfigError
 from bul.router.prompt import BYTES_PER_TOKEN, TEXT_BYTES_MAX
 from bul.router.rates import Rates
@@ -32,7 +34,7 @@ class Routing:
     """How requests find a replica, and what a replica keeps. Raises ConfigError.
 
     policy: of ROUTES. eviction: a policy of the cache. capacity_blocks: of one replica, 0 for no
-    cache. residency_tokens: how much KV the router believes a replica to keep.
+    cache. residency_tokens: how much KV the router believes a replica to keep if it tells nothing.
     """
 
     policy: str = "least_conn"
@@ -40,6 +42,7 @@ class Routing:
     capacity_blocks: int = 0
     block_tokens: int = 512
     residency_tokens: int = 262_144
+    block_events: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,23 +59,27 @@ class Router:
         self._policy = routing.policy
         self._learns = routing.policy == PREFIX
         self._block_tokens = routing.block_tokens
+        self._block_events = routing.block_events
         self._hints_max = routing.residency_tokens // routing.block_tokens
         self._told_apart = TEXT_BYTES_MAX // BYTES_PER_TOKEN // routing.block_tokens
         self._turn = itertools.count()
         self.rates = Rates()
 
-    def residency(self) -> Residency:
-        """What a replica that has just started is believed to hold."""
-        return Residency(self._hints_max)
+    def residency(self, cache: EvictionPolicy | None = None) -> Residency:
+        """What a replica that has just started, with this cache, is believed to hold."""
+        residency = Residency(self._hints_max)
+        if self._block_events:
+            residency.told = cache
+        return residency
 
     def pick(self, residencies: Sequence[Residency], in_flight: Sequence[int], job: Job) -> int:
         """The index of the replica that takes `job`; notes the dispatch in job and residency."""
         turn = next(self._turn)
         if not self._learns:
             return choose(self._policy, in_flight, turn)
-        hints = job.path[: self._told_apart]
+        hints, now_s = job.path[: self._told_apart], job.arrived_s
         tokens = [
-            float(job.prompt_tokens - held.matched(hints) * self._block_tokens)
+            float(job.prompt_tokens - held.matched(hints, now_s) * self._block_tokens)
             for held in residencies
         ]
         chosen = choose_prefix(
@@ -83,7 +90,7 @@ class Router:
             per_request_ms=self.rates.per_request_ms,
         )
         job.believed_tokens, job.ahead = tokens[chosen], in_flight[chosen]
-        residencies[chosen].add(hints)
+        residencies[chosen].add(hints, now_s)
         return chosen
 
     def first_token(self, job: Job) -> None:
