@@ -17,7 +17,7 @@ from bul.router.app import Router
 from bul.router.hedge import SEEN_MIN, Gaps, Percentile
 from bul.router.replica import READY
 from bul.router.stream_record import KEEP_BYTES_MAX, StreamRecord
-from bul.testing.replica import INSTANT, running_replica
+from bul.testing.replica import INSTANT, ReplicaUnderTest, running_replica
 from bul.testing.router_net import RouterNet, post
 from bul.testing.tcp_proxy import FaultProxy, Faults
 from bul.testing.upstreams import streaming
@@ -40,8 +40,15 @@ PROBE_BYTES = 400
 class Pair:
     """Two replicas behind proxies that can spoil what they say, and a router over both."""
 
-    def __init__(self, router: Router, proxies: list[FaultProxy], net: RouterNet) -> None:
+    def __init__(
+        self,
+        router: Router,
+        replicas: list[ReplicaUnderTest],
+        proxies: list[FaultProxy],
+        net: RouterNet,
+    ) -> None:
         self.router = router
+        self.replicas = replicas
         self.proxies = proxies
         self._net = net
 
@@ -69,15 +76,16 @@ async def _pair(
     net: RouterNet, timed: TimedConfig = INSTANT, **settings: Any
 ) -> AsyncIterator[Pair]:
     async with contextlib.AsyncExitStack() as stack:
-        proxies = []
+        proxies, replicas = [], []
         for _ in range(2):
             running = running_replica(ServeConfig(port=0), timed)
             replica = await stack.enter_async_context(running)
+            replicas.append(replica)
             proxy = FaultProxy("127.0.0.1", replica.port)
             proxies.append(await stack.enter_async_context(proxy))
         options: Any = {"policy": "round_robin", "probe_interval_s": 60.0} | settings
         router = await net.router(*(proxy.url for proxy in proxies), **options)
-        yield Pair(router, proxies, net)
+        yield Pair(router, replicas, proxies, net)
 
 
 def _events(answer: bytes) -> list[dict[str, Any]]:
@@ -175,8 +183,8 @@ async def test_a_stop_string_across_the_cut_is_still_seen(net: RouterNet) -> Non
 
 
 async def _stall(net: RouterNet, delay_min_s: float) -> tuple[list[float], Router, bool]:
-    """How long eight streams take, when one of two replicas falls silent in the middle for FROZEN_S;
-    and whether all were whole.
+    """How long eight streams take, when one of two replicas falls silent in the middle for
+    FROZEN_S; and whether all were whole.
     """
     async with _pair(net, SLOW, hedge_delay_min_s=delay_min_s, retries_at_least=40) as pair:
         whole = _text(_events(await pair.ask()))
@@ -210,6 +218,30 @@ async def test_the_control_without_hedging_streams_wait_for_the_thaw(net: Router
     assert whole
     assert router.resumed == 0
     assert max(took_s) > FROZEN_S
+
+
+async def _leave(pair: Pair, replicas: list[ReplicaUnderTest]) -> list[bytes]:
+    """Four streams, while one of two replicas stops without waiting for its own."""
+    asking = [asyncio.create_task(pair.ask()) for _ in range(4)]
+    await until(lambda: all(replica.in_flight == 2 for replica in pair.router.replicas))
+    await asyncio.sleep(0.06)
+    await replicas[0].runner.close(0.0)
+    return await asyncio.gather(*asking)
+
+
+async def test_streams_of_a_replica_that_stops_go_on_elsewhere(net: RouterNet) -> None:
+    async with _pair(net, SLOW) as pair:
+        whole = _plain(_events(await pair.ask()))
+        answers = await _leave(pair, pair.replicas)
+        assert [_plain(_events(answer)) for answer in answers] == [whole] * 4
+        assert pair.router.resumed == 2
+
+
+async def test_the_control_without_resuming_they_end_with_its_error(net: RouterNet) -> None:
+    async with _pair(net, SLOW, resume_streams=False) as pair:
+        answers = await _leave(pair, pair.replicas)
+        assert sum(b"shutting_down" in answer for answer in answers) == 2
+        assert sum(b"[DONE]" in answer for answer in answers) == 2
 
 
 @pytest.mark.security

@@ -33,11 +33,6 @@ __all__ = ["Exchange"]
 
 STALE_MAX = 1
 """Times that a kept connection may turn out closed before a request pays from the budget."""
-STALE_S = 0.05
-STALE_IDLE_S = 0.5
-"""A connection idle for longer than this, that breaks within STALE_S of a request, had been closed
-before that request came: keep-alive timers are seconds, journeys are milliseconds.
-"""
 
 
 class Exchange(ClientSide):
@@ -222,7 +217,7 @@ class Exchange(ClientSide):
             self._rival_lost()
             self._router.failed(replica)
             return
-        if self._was_stale(upstream):
+        if self._stale < STALE_MAX and upstream.was_stale(self._router.now_s()):
             self._stale += 1  # nobody's fault
             self._release(close=True)
             self.dispatch()
@@ -240,6 +235,17 @@ class Exchange(ClientSide):
     def will_not_go_on(self, upstream: UpstreamConnection) -> None:
         """A replica was asked to go on with a stream, and cannot."""
         self._failed("the stream could not be taken up elsewhere", status=502)
+
+    def go_on_elsewhere(self, upstream: UpstreamConnection) -> bool:
+        """Have another replica take the stream up, if that can be."""
+        stream = self._stream
+        sent = stream.sent_so_far() if stream is not None else None
+        if stream is None or sent is None or self._rival is not None:
+            return False
+        stream.sent = sent
+        self._tried = ()  # who failed before this stream began may have come back
+        self._retry(upstream.replica)
+        return True
 
     # The rest is its own.
 
@@ -343,11 +349,6 @@ class Exchange(ClientSide):
             rival.replica.in_flight -= 1
             self._router.freed()
 
-    def _was_stale(self, upstream: UpstreamConnection) -> bool:
-        if upstream.got_bytes or upstream.idled_s < STALE_IDLE_S or self._stale >= STALE_MAX:
-            return False
-        return self._router.now_s() - upstream.since_s < STALE_S
-
     def _failed(self, reason: str, *, status: int) -> None:
         upstream = self.upstream
         if self._rival is not None:
@@ -365,13 +366,9 @@ class Exchange(ClientSide):
         """No retry budget is asked: what is lost does not work any more, so the load is not more
         than it was, and RESUMES_MAX bounds it.
         """
-        stream = self._stream
-        sent = stream.sent_so_far() if stream is not None else None
-        if upstream is not None and stream is not None and sent is not None:
-            stream.sent = sent
-            self._tried = ()  # who failed before this stream began may have come back
-            self._retry(upstream.replica)
+        if upstream is not None and self.go_on_elsewhere(upstream):
             return
+        stream = self._stream
         self._release(close=True)
         if stream is not None and stream.done:
             self._end_stream()

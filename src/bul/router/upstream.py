@@ -31,8 +31,18 @@ HOLD_BYTES_MAX = 256 * 1024
 TAIL_BYTES_MAX = 256 * 1024
 """Of an event that is not whole yet; a longer one is passed on, and cannot be resumed after."""
 
+STALE_S = 0.05
+STALE_IDLE_S = 0.5
+"""A connection idle for longer than this, that breaks within STALE_S of a request, had been closed
+before that request came: keep-alive timers are seconds, journeys are milliseconds.
+"""
+
 _DROPPED = HOP_BY_HOP | {b"x-bul-replica", b"content-length", RESUME_HEADER}
 _END = b"\r\n\r\n"
+_LEAVES = b'"code":"shutting_down"'
+"""In the last event of a replica that stops before its streams have ended. Within a text its quotes
+would be escaped.
+"""
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -110,6 +120,12 @@ class UpstreamConnection(asyncio.Protocol):
     def may_add_event(self) -> bool:
         """Whether a chunk of ours can follow what was passed on so far."""
         return self._by_events and (self._at_event_end or self._between_chunks)
+
+    def was_stale(self, now_s: float) -> bool:
+        """Whether it had been closed before the try came that has now found it so."""
+        if self.got_bytes or self.idled_s < STALE_IDLE_S:
+            return False
+        return now_s - self.since_s < STALE_S
 
     # What asyncio calls.
 
@@ -275,6 +291,11 @@ class UpstreamConnection(asyncio.Protocol):
                 exchange.start(self, b"".join(self._held))
                 self._held.clear()
         elif self._by_events:
+            if self._complete and self.tells_tokens and _LEAVES in data:
+                self.exchange = None
+                if exchange.go_on_elsewhere(self):
+                    return
+                self.exchange = exchange
             self._pass_events(exchange, data)
         elif data:
             exchange.write(self, data)
