@@ -65,14 +65,25 @@ class Fetcher:
         return 0
 
     async def fetch(self, keys: Sequence[bytes], *, at_once: bool = False) -> Found:
-        """What of `keys` another region has, verified, and kept here from now on."""
-        for key in keys:
-            self._node.state.lost(key)
-        found = await self._gather(list(keys), at_once=at_once)
+        """What of `keys` this region's store or another region has; kept here from now on."""
+        here = await self._here(keys)
+        missing = [key for key in keys if key not in here]
+        found = await self._gather(missing, at_once=at_once)
         await self._node.take_in(found.values())
         alive = {key: pair for key, pair in found.items() if self._is_alive(pair[0])}
         self.found_total += len(alive)
-        return alive
+        return here | alive
+
+    async def _here(self, keys: Sequence[bytes]) -> Found:
+        """What lies in the region's own store, though who asks has not found it (in time)."""
+        entries = [entry for entry in self._known(keys) if entry.present]
+        found: Found = {}
+        for entry, payload in zip(entries, await self._node.read(entries), strict=True):
+            if payload is None:
+                self._node.state.lost(entry.key)
+            else:
+                found[entry.key] = m.item_of(entry), payload
+        return found
 
     def _is_alive(self, item: m.Item) -> bool:
         """Not deleted here; who has it may not have heard of that yet."""
