@@ -35,8 +35,9 @@ def default_tiers(
         named = dataclasses.replace(config, persistence_dir=folder)
         tiers.append(open_disk_tier(named, identity, clock=clock))
     if config.enable_distributed:
-        # Imported here because it may load torch.
-        from bul.cache.tiers.distributed import open_distributed_tier  # noqa: PLC0415
+        from bul.cache.tiers.distributed import (  # noqa: PLC0415 - it may load torch
+            open_distributed_tier,
+        )
 
         tiers.append(open_distributed_tier(config, identity, clock=clock))
     if config.shared_url:

@@ -116,13 +116,14 @@ class Links:
     def _pair(self, store: Any, rank: int) -> PairLink:
         if self._backend == "gloo":
             kind = self._dist.ProcessGroupGloo
-            options = kind._Options()  # noqa: SLF001 - torch's own way to name an interface
-            options._devices = [kind.create_device(hostname=self._host)]  # noqa: SLF001
-            options._timeout = self._timeout  # noqa: SLF001
+            # Underscores and all, this is torch's own way to name an interface and a timeout.
+            options: Any = kind._Options()  # noqa: SLF001 - see above
+            options._devices = [kind.create_device(hostname=self._host)]  # noqa: SLF001 - see above
+            options._timeout = self._timeout  # noqa: SLF001 - see above
             group, device = kind(store, rank, 2, options), "cpu"
         else:
             options = self._dist.ProcessGroupNCCL.Options()
-            options._timeout = self._timeout  # noqa: SLF001
+            options._timeout = self._timeout  # noqa: SLF001 - as gloo's
             group = self._dist.ProcessGroupNCCL(store, rank, 2, options)
             device = f"cuda:{self._rank % self._torch.cuda.device_count()}"
         return PairLink(self._torch, group, self._timeout, device)

@@ -150,7 +150,7 @@ class Servers:
             try:
                 for position, reply in zip(positions, receive(), strict=True):
                     replies[position] = reply
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - as above
                 failure = self._failed(node, error)
         return failure
 
