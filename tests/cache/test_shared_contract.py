@@ -6,10 +6,12 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from bul.cache.tiers.shared import SharedTier, open_shared_tier
+from bul.cache.tiers.shared.tier import ACL, SENTINEL_ACL
 from bul.config import KVCacheConfig
 from bul.errors import TierUnavailable
 from bul.testing.tier_contract import FAR_AWAY_WALL_S, TierContract, chain_of_records, read
@@ -59,8 +61,10 @@ def pair(server: Valkey) -> Iterator[tuple[SharedTier, SharedTier]]:
 
 
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])
-def test_what_is_compressed_comes_back_as_it_was(server: Valkey, compression: str) -> None:
-    config = KVCacheConfig(shared_url=server.url, compression=compression)  # type: ignore[arg-type]
+def test_what_is_compressed_comes_back_as_it_was(
+    server: Valkey, compression: Literal["lz4", "zstd"]
+) -> None:
+    config = KVCacheConfig(shared_url=server.url, compression=compression)
     tier = open_shared_tier(config, next(IDENTITIES))
     records = chain_of_records(3)
     assert tier.set(records) == 3
@@ -120,6 +124,13 @@ def test_check_with_fix_takes_out_what_is_damaged(
     server.ask("SETRANGE", mine._name(records[0].key).decode(), 10, "?")
     assert mine.check(fix=True).blocks == 2
     assert mine.check().blocks == 1
+
+
+def test_the_documented_rights_are_the_tested_ones() -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "shared-cache.md"
+    text = page.read_text(encoding="utf-8")
+    assert ACL in text
+    assert SENTINEL_ACL in text
 
 
 def test_a_batch_is_a_round_trip_or_two_not_one_a_block(
