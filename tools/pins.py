@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 HEADER = "# Made by `make pins`; exact versions, wheels only. What each is for: pyproject.toml.\n"
-PLATFORM_PINS = ("cyllama",)
+PLATFORM_PINS = ("async-timeout", "cyllama")
 """Pinned per Python version in pyproject.toml already: copied from there."""
 
 
@@ -53,7 +53,8 @@ def main() -> None:
     document = tomllib.loads((root / "pyproject.toml").read_text())
     declared = document["project"]["dependencies"] + document["build-system"]["requires"]
     extra = document["project"]["optional-dependencies"]["dev"]
-    run = closure(declared)
+    # Not needed by this Python is not the same as not needed: those always have their lines.
+    run = closure(declared) | set(PLATFORM_PINS)
     dev = closure(extra) - run
     for file, names in (("requirements.txt", run), ("requirements-dev.txt", dev)):
         (root / file).write_text(HEADER + "\n".join(lines(names, declared)) + "\n")

@@ -32,16 +32,17 @@ CONTAINERFILE = """\
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
 COPY wheels /wheels
-RUN python3 -m pip install --no-cache-dir --no-index --find-links=/wheels bul \\
+RUN python3 -m venv /opt/bul \\
+    && /opt/bul/bin/pip install --no-cache-dir --no-index --find-links=/wheels bul \\
     && rm -rf /wheels
 # Not root; KV lies in the only folder that it may write to.
 RUN mkdir -p /var/lib/bul && chown 65534:65534 /var/lib/bul
 USER 65534:65534
 WORKDIR /var/lib/bul
-ENV BUL_CONFIG=/etc/bul/bul.toml PYTHONUNBUFFERED=1
+ENV BUL_CONFIG=/etc/bul/bul.toml XDG_CACHE_HOME=/var/lib/bul PYTHONUNBUFFERED=1
 EXPOSE 8000 8002
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["python3", "-m", "bul"]
+ENTRYPOINT ["/opt/bul/bin/python", "-m", "bul"]
 CMD ["serve", "--host", "0.0.0.0"]
 """
 
