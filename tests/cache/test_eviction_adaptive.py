@@ -10,7 +10,7 @@ import random
 import numpy as np
 import pytest
 
-from bul.cache.eviction.adaptive import Adaptive
+from bul.cache.eviction.adaptive import Adaptive, _Block
 from bul.cache.eviction.adaptive_ages import AGE_BINS, bins_of_ages, reuse_index
 from bul.cache.eviction.adaptive_ghosts import Ghosts
 from bul.cache.eviction.adaptive_guard import Guard
@@ -189,7 +189,9 @@ def test_the_model_learns_that_one_kind_returns_and_another_does_not() -> None:
     likely, unlikely = (RequestMemory(0, 0.0, length, touches=1, residents=1) for length in (40, 4))
     for request in (likely, unlikely):
         model.arrived(request, 600.0)
-    assert model.index(likely, 0, 5.0) > 5 * model.index(unlikely, 0, 5.0)
+    blocks = [_Block(0, None, last=request, count=1) for request in (likely, unlikely)]
+    worths = model.worths(blocks, 605.0, [1.0])
+    assert worths[0] > 5 * worths[1]
 
 
 def test_what_is_remembered_of_absent_blocks_is_bounded() -> None:

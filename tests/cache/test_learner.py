@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from bul.cache.eviction.adaptive import Adaptive
+from bul.cache.eviction.adaptive import Adaptive, _Block
+from bul.cache.eviction.adaptive_model import ReuseModel
 from bul.cache.eviction.adaptive_request import RequestMemory
 from bul.cache.eviction.contract import Access
 from bul.cache.learner import Learner
@@ -69,6 +70,12 @@ def test_a_learner_that_fell_asleep_is_woken(monkeypatch: pytest.MonkeyPatch) ->
     learner.close()
 
 
+def worth(model: ReuseModel, request: RequestMemory, touches: int) -> float:
+    """Of a block, 5 s after its request."""
+    block = _Block(0, None, last=request, count=touches)
+    return model.worths([block], request.at_s + 5.0, [1.0])[0]
+
+
 def _talk(policy: Adaptive, requests: int) -> None:
     for number in range(requests):
         talk = number % 40
@@ -103,13 +110,13 @@ def test_a_request_without_a_curve_of_its_own_is_judged_by_its_kind_and_gets_one
     late = RequestMemory(401, 20.0, 3, residents=3, touches=0b1)
     model.arrived(late, 20.0)
     assert late.curves == b""
-    borrowed = model.index(late, 0, 5.0)
+    borrowed = worth(model, late, 1)
     assert borrowed > 0.0
     lessons[-1]()
     assert len(late.curves) == 1 + 4 * 41
-    assert model.index(late, 0, 5.0) > 0.0
+    assert worth(model, late, 1) > 0.0
     late.touches |= 0b10  # a later part of the request: these curves do not have that class yet
-    assert model.index(late, 1, 5.0) > 0.0
+    assert worth(model, late, 2) > 0.0
 
 
 def test_curves_are_replaced_while_they_are_read_and_never_changed() -> None:

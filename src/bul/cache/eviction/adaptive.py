@@ -43,7 +43,7 @@ from __future__ import annotations
 
 import collections
 import random
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from bul.cache.eviction.adaptive_ghosts import Ghosts
 from bul.cache.eviction.adaptive_guard import Guard, LruShadow
@@ -54,7 +54,7 @@ from bul.cache.eviction.tree import Node, TreePolicy
 
 __all__ = ["Adaptive"]
 
-SAMPLE_LEAVES = 24
+SAMPLE_LEAVES = 64
 POOL_LEAVES = 16
 GHOSTS_PER_BLOCK = 1
 GHOSTS_MIN = 65_536
@@ -296,13 +296,11 @@ class Adaptive(TreePolicy):
 
     # eviction
 
-    def _worth(self, block: _Block) -> float:
+    def _worths(self, blocks: Sequence[_Block]) -> list[float]:
         """What is worth least goes first; without an opinion the oldest, as LRU."""
-        last = block.last
         if self._guard.follow_lru or not self._model.ready:
-            return float(last.number)
-        index = self._model.index(last, touch_class(block.count), self._now_s - last.at_s)
-        return index * self._depth_weights[block.stamp]
+            return [block.last.number for block in blocks]
+        return self._model.worths(blocks, self._now_s, self._depth_weights)
 
     def _shrink(self, gone: list[Hashable]) -> None:
         while len(self._nodes) > self.capacity:
@@ -314,18 +312,18 @@ class Adaptive(TreePolicy):
 
     def _pick(self) -> tuple[_Block | None, float]:
         """The least worthy of the sampled leaves, `None` if no leaf may go."""
-        leaves, draw, worth_of = self._leaves, self._random.random, self._worth
-        count = len(leaves)
-        drawn: Iterable[_Block] = leaves
+        drawn, draw = self._leaves, self._random.random
+        count = len(drawn)
         if count > SAMPLE_LEAVES + POOL_LEAVES:
-            drawn = dict.fromkeys(leaf for leaf in self._pool if leaf.ticket)
-            drawn |= dict.fromkeys(leaves[int(draw() * count)] for _ in range(SAMPLE_LEAVES))
-        ranked = [(worth_of(leaf), leaf.ticket, leaf) for leaf in drawn]
-        if not ranked:
+            pool = [leaf for leaf in self._pool if leaf.ticket]
+            pool += [drawn[int(draw() * count)] for _ in range(SAMPLE_LEAVES)]
+            drawn = list(dict.fromkeys(pool))  # each once, in an order that a seed repeats
+        if not drawn:
             return None, 0.0
-        ranked.sort()
-        self._pool = [leaf for _, _, leaf in ranked[1 : POOL_LEAVES + 1]]
-        return ranked[0][2], ranked[0][0]
+        worths = self._worths(drawn)
+        ranked = sorted(range(len(drawn)), key=worths.__getitem__)
+        self._pool = [drawn[place] for place in ranked[1 : POOL_LEAVES + 1]]
+        return drawn[ranked[0]], worths[ranked[0]]
 
     def _evict_upwards(self, block: _Block, worth: float, gone: list[Hashable]) -> None:
         """Evict a leaf, then its ancestors while they are leaves and worth no more."""
@@ -342,7 +340,9 @@ class Adaptive(TreePolicy):
                 return
             # Of one request and one touch class the shallower block is never worth more.
             alike = parent.last is block.last and parent.count == block.count
-            if len(self._nodes) <= self.capacity or not (alike or self._worth(parent) <= worth):
+            if len(self._nodes) <= self.capacity or not (
+                alike or self._worths((parent,))[0] <= worth
+            ):
                 self._offer(parent)
                 return
             block = parent

@@ -9,10 +9,10 @@ chosen on, at 5 % of their footprint, the rates alone gained up to 1.9 points of
 LRU, the net alone up to 1.8, both 2.1 to 2.3.
 
 Who does what. A request's thread notes what happened, asks for curves (`want`) and reads curves
-(`index`). All else is `learn`: notes into the log, weights, curves. It runs where `submit` puts it:
-at once in a replay, in a thread of its own in the engine. The models are `learn`'s own; a request
-reads one thing of it, `RequestMemory.curves`, a `bytes` that never changes and is replaced whole.
-While a curve is not there yet, that of the last request of the same kind serves.
+(`worths`). All else is `learn`: notes into the log, weights, curves. It runs where `submit` puts
+it: at once in a replay, in a thread of its own in the engine. The models are `learn`'s own; a
+request reads one thing of it, `RequestMemory.curves`, a `bytes` that never changes and is replaced
+whole. While a curve is not there yet, that of the last request of the same kind serves.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import collections
 import math
 import struct
 from collections.abc import Callable, Sequence
+from math import log2
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +31,7 @@ from bul.cache.eviction.adaptive_ages import AGE_BINS, AGE_FIRST_S, reuse_index
 from bul.cache.eviction.adaptive_log import ReuseLog
 from bul.cache.eviction.adaptive_net import ReuseNet
 from bul.cache.eviction.adaptive_rates import ReuseRates
-from bul.cache.eviction.adaptive_request import TOUCH_CLASSES, RequestMemory, describe
+from bul.cache.eviction.adaptive_request import TOUCH_CLASSES, RequestMemory, describe, touch_class
 
 __all__ = ["ReuseModel"]
 
@@ -62,12 +64,26 @@ _OFFSETS = tuple(
 """Where in `RequestMemory.curves` the curve of a touch class begins, by its first byte, the classes
 that it has as bits; 0 for a class that it has not."""
 _two_points = struct.Struct("=ff").unpack_from
-_AGE_FIRST_LOG2 = math.log2(AGE_FIRST_S)
+_AGE_FIRST_TWICE = 2.0 * math.log2(AGE_FIRST_S)
+_LAST_POSITION = AGE_BINS - 1.0
 _KINDS = 3
 
 
 def _at_once(lesson: Callable[[], None]) -> None:
     lesson()
+
+
+class Judged(Protocol):
+    """A block: who used it last, its touches, its depth."""
+
+    @property
+    def last(self) -> RequestMemory: ...
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def stamp(self) -> int: ...
 
 
 class ReuseModel:
@@ -115,24 +131,30 @@ class ReuseModel:
             request.wanted = True
             self._wanted.append(request)
 
-    def index(self, request: RequestMemory, touches: int, age_s: float) -> float:
-        """Expected hits per second of a block of touch class `touches`, last used by `request`."""
-        curves = request.curves
-        old = self._requests - request.curves_number > CURVE_REQUESTS_MAX
-        if old and self._renewals > 0:
-            self._renewals -= 1
-            self.want(request)
-        offset = _OFFSETS[curves[0]][touches] if curves else 0
-        if not offset:
-            turn = request.turn
-            curves = self._typical[touches][turn if turn < _KINDS else _KINDS - 1]
-            offset = 1
-        position = 0.0
-        if age_s > AGE_FIRST_S:
-            position = min(2.0 * (math.log2(age_s) - _AGE_FIRST_LOG2), AGE_BINS - 1.0)
-        start = int(position)
-        low, high = _two_points(curves, offset + 4 * start)
-        found: float = low + (high - low) * (position - start)
+    def worths(
+        self, blocks: Sequence[Judged], now_s: float, weights: Sequence[float]
+    ) -> list[float]:
+        """Expected hits per second of room of each block, times its depth's weight."""
+        oldest = self._requests - CURVE_REQUESTS_MAX
+        found = []
+        for block in blocks:  # the hottest loop of the policy: nothing in it is called twice
+            request, count = block.last, block.count
+            if request.curves_number < oldest and self._renewals > 0:
+                self._renewals -= 1
+                self.want(request)
+            touches = touch_class(count)
+            curves = request.curves
+            offset = _OFFSETS[curves[0]][touches] if curves else 0
+            if not offset:
+                curves, offset = self._typical[touches][min(request.turn, _KINDS - 1)], 1
+            age_s = now_s - request.at_s
+            start, rest = 0, 0.0
+            if age_s > AGE_FIRST_S:
+                position = min(2.0 * log2(age_s) - _AGE_FIRST_TWICE, _LAST_POSITION)
+                start = int(position)
+                rest = position - start
+            low, high = _two_points(curves, offset + 4 * start)
+            found.append((low + (high - low) * rest) * weights[block.stamp])
         return found
 
     # wherever `submit` runs it
