@@ -20,7 +20,8 @@ __all__ = ["EXPLORE_EVERY", "Fetcher"]
 BLAME_BYTES_MAX = 1 << 20
 """Who does not bring more than this in time may be well, and the link slow: pings know better."""
 EXPLORE_EVERY = 128
-"""Rare enough not to be felt in the 99th percentile. Every so many-th miss of a key that no region told of is asked for all the same."""
+"""Every so many-th miss of a key that no region told of is asked for all the same: rarely enough
+not to be felt in the 99th percentile."""
 
 AskRegion = Callable[[str, str, bytes, float], Awaitable[bytes]]
 """(region, path, body, deadline_s) -> the answer. Raises PeerFailed."""
