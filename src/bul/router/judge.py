@@ -101,7 +101,7 @@ class Judge:
         matched = [replica.residency.matched(hints, now_s) for replica in candidates]
         tokens = [prompt.tokens_after(chunks) for chunks in matched]
         herd: list[float] = []
-        if any(matched):
+        if any(matched) and any(replica.residency.computing for replica in candidates):
             herd = _computing_tokens(candidates, prompt, matched, now_s)
         scores = score_prefix(
             tokens,

@@ -42,6 +42,11 @@ class Residency:
         """How many hints it was sent."""
         return len(self._sent)
 
+    @property
+    def computing(self) -> bool:
+        """Whether anything that was sent has no answer yet."""
+        return bool(self._cold)
+
     def matched(self, hints: Sequence[int], now_s: float = 0.0) -> int:
         """How many of the first `hints` are held, or will be when it comes to this prompt.
 
