@@ -23,7 +23,7 @@ from bul.testing.region_process import clean_environment
 __all__ = ["IMAGE", "PODMAN_FOLDER", "podman_engine"]
 
 IMAGE = "bul-test"
-PODMAN_FOLDER = Path(sys.prefix) / "opt" / "podman"
+PODMAN_FOLDER = Path(sys.prefix).resolve() / "opt" / "podman"
 """Kept, so that the image is made once for an environment."""
 START_S = 20.0
 IMPORT_S = 120

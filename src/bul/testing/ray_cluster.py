@@ -15,7 +15,7 @@ import bul
 
 __all__ = ["ray_cluster", "ray_python_path"]
 
-RAY_FOLDER = Path(sys.prefix) / "opt" / "ray"
+RAY_FOLDER = Path(sys.prefix).resolve() / "opt" / "ray"
 
 
 def ray_python_path() -> str:
