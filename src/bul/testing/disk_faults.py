@@ -187,6 +187,8 @@ class SlowIO(DiskIO):
 
 _EXT4_IOC_SHUTDOWN = 0x8004587D
 _NO_LOG_FLUSH = 2
+REMOUNTS_MAX = 100
+REMOUNT_PAUSE_S = 0.1
 
 
 class LoopDisk:
@@ -229,9 +231,29 @@ class LoopDisk:
             os.close(fd)
 
     def power_on(self) -> None:
-        """Unmount what is left and mount again, which replays the journal."""
-        self.unmount()
-        self.mount()
+        """Unmount what is left and mount again, which replays the journal.
+
+        Again while it is still off: a container that starts at this moment has a copy of every
+        mount, and while it has, a new mount is the old file system.
+        """
+        for _ in range(REMOUNTS_MAX):
+            self.unmount()
+            self.mount()
+            if self._is_on():
+                return
+            time.sleep(REMOUNT_PAUSE_S)
+        raise TimeoutError(f"{self.path} stays off: who else has it mounted?")
+
+    def _is_on(self) -> bool:
+        probe = self.path / "is-on"
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return False
+            raise
+        return True
 
 
 def _run(*command: str) -> None:
