@@ -146,7 +146,7 @@ class RegionAgent:
             "entries": len(state.catalogue),
             "present": sum(entry.present for entry in state.catalogue),
             "graves": len(state.graves),
-            "purge_version": state.purge_version,
+            "purge_version": state.graves.purge_version,
             "damaged_total": self.node.damaged_total,
             "refused_requests_total": self._guard.refused_total,
             "refused_future_total": state.refused_future_total,
@@ -241,7 +241,7 @@ class RegionAgent:
         return m.pack(m.Wanted([]))
 
     async def _on_purges(self, body: bytes) -> bytes:
-        return m.pack(m.Wanted([self.node.state.purge_version]))
+        return m.pack(m.Wanted([self.node.state.graves.purge_version]))
 
     async def _on_status(self, body: bytes) -> bytes:
         return msgspec.json.encode(self.status())

@@ -168,11 +168,6 @@ class RegionState:
     # comparing
 
     @property
-    def purge_version(self) -> int:
-        """Of the newest purge of a tenant or a model that is remembered; 0 for none."""
-        return max((one.version for one in self.graves.all() if one.kind != "key"), default=0)
-
-    @property
     def floors(self) -> Floors:
         return Floors(self.graves.floor, self.catalogue_floor)
 

@@ -114,6 +114,8 @@ class Graves:
         self.floor = floor
         """Nothing unknown that is not newer than this is taken in any more."""
         self.forgotten_total = 0
+        self.purge_version = 0
+        """Of the newest purge of a tenant or a model, also of one that was forgotten since."""
 
     def __len__(self) -> int:
         return len(self._versions)
@@ -137,6 +139,8 @@ class Graves:
         if grave.version <= self._versions.get(name, self.floor):
             return False
         self._versions[name] = grave.version
+        if grave.kind != "key":
+            self.purge_version = max(self.purge_version, grave.version)
         return True
 
     def forget(self, newest: int) -> list[Grave]:
