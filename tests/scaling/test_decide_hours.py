@@ -119,6 +119,16 @@ def test_no_made_hour_moves_a_policy_out_of_its_limits_or_down_without_data(
     play(name, seed, HOURS_A_RUN)
 
 
+def test_a_fixed_fleet_is_not_cut_down_to_its_size_without_data() -> None:
+    """Found by hypothesis: a rule that needs no signals went down when an outage came first."""
+    policy = make_policy("fixed", bounds=BOUNDS, replicas=2)
+    blind = changed(signals_at(0.0, 4), dict.fromkeys(NUMBERS, math.nan))
+    assert decide(policy, make_state("fixed"), blind, 0.0)[0].direction is Direction.HOLD
+    assert decide(policy, make_state("fixed"), signals_at(0.0, 4), 0.0)[0].replicas == 2
+    few = changed(signals_at(0.0, 1), dict.fromkeys(NUMBERS, math.nan))
+    assert decide(policy, make_state("fixed"), few, 0.0)[0].direction is Direction.UP
+
+
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 1 << 32))

@@ -18,6 +18,7 @@ from bul.scaling.signals import Signals, doubt
 __all__ = ["Policy", "decide"]
 
 State = TypeVar("State")
+DOWN_NEEDS = ("requests_per_second",)
 
 
 class Policy(Protocol[State]):
@@ -44,7 +45,14 @@ def decide(
         current = 0 if signals is None else signals.replicas_ready + signals.replicas_pending
         return Decision(direction=Direction.HOLD, replicas=current, reason=why_not), state
     want, new_state = policy.desired(state, signals, now_s)
-    return _within(policy.bounds, want, signals), new_state
+    decision = _within(policy.bounds, want, signals)
+    if decision.direction is Direction.DOWN and not policy.needs:
+        # A rule that looks at nothing may start replicas blindly, but not stop any.
+        why_not = doubt(signals, now_s, policy.bounds.stale_s, DOWN_NEEDS)
+        if why_not:
+            current = signals.replicas_ready + signals.replicas_pending
+            return Decision(direction=Direction.HOLD, replicas=current, reason=why_not), state
+    return decision, new_state
 
 
 def _within(bounds: Bounds, want: Want, signals: Signals) -> Decision:
