@@ -22,6 +22,7 @@ from bul.cache.tiers.distributed.tier import World
 from bul.cache.tiers.distributed.wire import Challenge, Frames, Hello, prove
 from bul.config import KVCacheConfig
 from bul.errors import ConfigError, TierUnavailable
+from bul.testing.engines import BLOCK_TOKENS, cached, chain, store
 from bul.testing.rank_process import RankProcess, addresses_for, running_ranks
 from bul.testing.tier_contract import TierContract, chain_of_records, read
 from bul.testing.valkey import until
@@ -289,3 +290,20 @@ def test_another_world_size_after_a_restart_is_misses_and_no_wrong_bytes() -> No
         finally:
             for newcomer in newcomers:
                 newcomer.kill()
+
+
+def test_an_engine_is_warm_from_what_another_ranks_engine_computed() -> None:
+    tiers = tiers_of(2)
+    engines = [
+        UltraAdaptiveKVCacheEngine(
+            KVCacheConfig(block_tokens=BLOCK_TOKENS, max_tokens=4000), tiers=[tier]
+        )
+        for tier in tiers
+    ]
+    keys = chain(40)
+    store(engines[0], keys)
+    assert engines[0].flush()
+    assert cached(engines[1], keys) == 40
+    assert engines[1].stats()["distributed"]["hit_tokens_total"] == 40 * BLOCK_TOKENS
+    for engine in engines:
+        assert engine.close()

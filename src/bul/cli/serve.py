@@ -72,6 +72,7 @@ def _serve_with(settings: Settings, accounts: Accounts) -> None:
     from bul.blocks.text_chain import text_secret
     from bul.cli.cache_engine import open_cache_engine
     from bul.cli.events import EventLog
+    from bul.cli.shared_server import say_whether_it_answers
     from bul.clock import SystemClock
     from bul.inference.runner import BatchingRunner
     from bul.service.app import ReplicaApp
@@ -104,6 +105,8 @@ def _serve_with(settings: Settings, accounts: Accounts) -> None:
 
     async def load() -> Runner:
         core = await asyncio.to_thread(make_core, settings, events)
+        if settings.cache.shared_url:
+            await asyncio.to_thread(say_whether_it_answers, settings, events)
         engines.append(await asyncio.to_thread(open_cache_engine, settings, core, told.changed))
         return BatchingRunner(
             core,

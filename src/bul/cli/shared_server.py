@@ -30,7 +30,7 @@ from bul.config.shared_url import parse_shared_url
 from bul.errors import ConfigError, TierUnavailable
 from bul.scaling.drivers import leash
 
-__all__ = ["find_server", "shared_cache"]
+__all__ = ["find_server", "say_whether_it_answers", "shared_cache"]
 
 START_S = 5.0
 RESTART_PAUSE_S = 1.0
@@ -49,7 +49,7 @@ def shared_cache(settings: Settings, folder: Path, events: EventLog) -> Iterator
     """
     if not settings.up.shared:
         if settings.cache.shared_url:
-            _say_whether_it_answers(settings, events)
+            say_whether_it_answers(settings, events)
         yield settings
         return
     if settings.cache.shared_url:
@@ -81,8 +81,8 @@ def find_server() -> str:
     raise ConfigError(f"--shared needs {' or '.join(names)}", hint=hint)
 
 
-def _say_whether_it_answers(settings: Settings, events: EventLog) -> None:
-    """A server that is away now is no reason not to start."""
+def say_whether_it_answers(settings: Settings, events: EventLog) -> None:
+    """One event line. A server that is away now is no reason not to start."""
     shown = parse_shared_url(settings.cache.shared_url).shown
     tier = open_shared_tier(settings.cache, bytes(32))
     try:
