@@ -13,10 +13,11 @@ from typing import Any, Literal
 from bul.clock import Clock
 from bul.errors import DriverError
 from bul.scaling.drivers.contract import Admitted, Replica, ReplicaState, at_once
+from bul.scaling.drivers.fleet import Unit
 from bul.scaling.signals import Signals
 from bul.testing.signals import signals_at
 
-__all__ = ["FakeDriver", "FakeSource"]
+__all__ = ["FakeBackend", "FakeDriver", "FakeSource"]
 
 Fault = Literal["none", "fail", "fail_after", "hang", "hang_then_fail", "half"]
 
@@ -89,3 +90,52 @@ class FakeSource:
         if self.broken:
             raise OSError("connection refused")
         return None if self.silent else signals_at(self._clock.now_s(), **self.values)
+
+
+class FakeBackend:
+    """Units that are names. late: starts that only happen when `release` is called, after their
+    caller has given up; lost: done, but the answer is an error; stuck: stops that fail.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {}
+        self.starts: list[int] = []
+        self.late = self.lost = self.stuck = 0
+        self._released = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def units(self) -> Sequence[Unit]:
+        return [Unit(name=name, number=number, url="") for name, number in self.names.items()]
+
+    async def start(self, number: int) -> None:
+        self.starts.append(number)
+        if self.late:
+            self.late -= 1
+            # The call is given up, what it began is not: as with a request that has been sent.
+            self._tasks.append(asyncio.create_task(self._appear_later(number)))
+            await asyncio.Event().wait()
+        self.names[f"unit-{number}"] = number
+        if self.lost:
+            self.lost -= 1
+            raise DriverError("the answer was lost")
+
+    async def _appear_later(self, number: int) -> None:
+        await self._released.wait()
+        self.names[f"unit-{number}"] = number
+
+    async def stop(self, name: str) -> None:
+        if self.stuck:
+            self.stuck -= 1
+            raise DriverError("the disk is read-only")
+        self.names.pop(name, None)
+
+    def kill(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.names.pop(name, None)
+
+    async def close(self) -> None:
+        pass
+
+    def release(self) -> None:
+        """What was late happens now."""
+        self._released.set()
