@@ -19,6 +19,7 @@ it with the last of them, also after kill -9.
 from __future__ import annotations
 
 import collections
+import contextlib
 import mmap
 import os
 import secrets
@@ -98,9 +99,10 @@ class Memory:
             offset += data.nbytes
 
     def close(self) -> None:
-        """Unmap and close."""
-        self.view.release()
-        self._map.close()
+        """Unmap and close. A copy that is under way keeps the map until it is done."""
+        with contextlib.suppress(BufferError):
+            self.view.release()
+            self._map.close()
         os.close(self.fd)
 
 
