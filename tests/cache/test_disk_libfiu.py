@@ -40,6 +40,7 @@ def test_each_write_sync_and_rename_that_fails_once_fails_no_request() -> None:
         assert_calls_failed(point, seen, all_of_them=point in WRITE_POINTS)
         assert (seen.get("failed", 0), seen["wrong"], seen["lost"]) == (0, 0, 0), (point, seen)
         assert seen["acknowledged"] > 0
+        assert seen.get("refused_starts", 0) == 0, point
     assert totals["posix/io/rw/pwritev"]["dropped"] > 0  # the faults were felt
     assert totals["posix/io/sync/fdatasync"]["dropped"] > 0
 

@@ -276,7 +276,7 @@ class Visits:
             cache = self._make(place)
         except TierUnavailable:
             seen["refused_starts"] += 1
-            cache = self._make(place)  # the fault was one fault
+            cache = self._make(place)  # there was one fault, and it is over
         acknowledged = []
         for number in (0, 1, 2, 0, *range(3, CHAINS), 1):
             before, new = cache.dropped(), list[bytes]()

@@ -14,6 +14,7 @@ Open in this order: `tier.py`, `publish.py`, `segments.py`, `index.py`, `room.py
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,13 +102,14 @@ class DiskTier:
         self._durable = fsync != "none"
         self._counters = Counters()
         self._closed = threading.Event()
-        self._folder = Folder(root, self._identity, self._io, OPEN_LOCK_S)
         try:
-            self._attach(fsync)
-            self._open(identity)
-        except OSError as error:
-            self._folder.close()
-            raise unusable(root, error) from error
+            self._start(root, identity, fsync)
+        except TierUnavailable as error:
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno != errno.EIO:
+                raise
+            # One I/O error is no broken disk: only the second says that it cannot be used.
+            self._start(root, identity, fsync)
         self._thread = threading.Thread(
             target=self._maintain,
             args=(fsync_interval_s if fsync == "interval" else 0.0,),
@@ -115,6 +117,15 @@ class DiskTier:
             daemon=True,
         )
         self._thread.start()
+
+    def _start(self, root: Path, identity: Identity | bytes, fsync: str) -> None:
+        self._folder = Folder(root, self._identity, self._io, OPEN_LOCK_S)
+        try:
+            self._attach(fsync)
+            self._open(identity)
+        except OSError as error:
+            self._folder.close()
+            raise unusable(root, error) from error
 
     def _attach(self, fsync: str) -> None:
         folder, io = self._folder, self._io
