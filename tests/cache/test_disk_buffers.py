@@ -66,7 +66,7 @@ def test_blocks_that_are_held_keep_their_bytes_while_others_are_read(tmp_path: P
     wrong: list[bytes] = []
 
     def reader() -> None:
-        for _ in range(60):
+        for _ in range(20):
             found = tier.get(keys)
             kept = [block[-64:] if isinstance(block, memoryview) else b"" for block in found]
             del found
