@@ -88,3 +88,13 @@ def test_a_quantised_tier_has_a_probe_exactly_if_the_tier_behind_it_has_one() ->
     assert hasattr(QuantisedTier(ProbedTier(), codec), "probe")
     assert not hasattr(QuantisedTier(MemoryTier(), codec), "probe")
     assert not hasattr(QuantisedTier(MemoryTier(), codec), "delete_values")
+
+
+async def test_who_was_queued_before_the_breaker_opened_goes_on_at_once(scene: Scene) -> None:
+    engine, tier, _ = scene
+    tier.down = True
+    cached(engine, chain(3))
+    await eventually("the probes open it", lambda: shut_off(engine))
+    tier.down = False
+    assert engine.presence(chain(3))["memory"] == [False] * 3
+    assert tier.inner.calls == [], "nothing but a probe is asked"  # type: ignore[attr-defined]  # MemoryTier's

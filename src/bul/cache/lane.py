@@ -160,6 +160,8 @@ class Lane:
         """
         token = _Call(vote, self._clock.now_s())
         with self._changed:
+            if self._is_shut_off(vote, act):
+                raise TierUnavailable(f"tier {self.tier.name} is shut off by its breaker")
             self._calls.add(token)
         error: Exception | None = None
         try:
@@ -249,6 +251,13 @@ class Lane:
             self._start_probe()
             return False
         return allowed
+
+    def _is_shut_off(self, vote: Vote, act: object) -> bool:
+        """Of a tier with a probe nothing else is asked while its breaker is open: who was queued
+        before it opened goes on at once.
+        """
+        probed = self._probe is not None and act is not self._probe
+        return probed and vote in ("match", "read") and self._breakers["read"].is_open
 
     def _judge(self, vote: Vote, *, ok: bool, now_s: float) -> None:
         if vote == "stats":
