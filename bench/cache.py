@@ -43,6 +43,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from _cache_ahead import ahead_rows
 from _cache_compression import compression_rows
 from _cache_large import large_rows
 from _cache_misses import miss_rows
@@ -55,7 +56,7 @@ from xxhash import xxh3_128_digest
 
 SIZES = {"64 kB": 64 << 10, "370 kB": 370 << 10, "3 MB": 3 << 20}
 BATCH = 32
-PARTS = ["tiers", "prefetch", "compression", "return", "misses", "match", "resident"]
+PARTS = ["tiers", "prefetch", "compression", "return", "ahead", "misses", "match", "resident"]
 TOTAL_BYTES = 256 << 20
 ALWAYS_TOTAL_BYTES = 24 << 20
 Row = dict[str, Any]
@@ -244,6 +245,8 @@ def main() -> None:
                 rows += compression_rows(folder)
             if given.only in (None, "return"):
                 rows += return_rows(folder)
+            if given.only in (None, "ahead"):
+                rows += ahead_rows(folder)
             if given.only in (None, "misses"):
                 rows += miss_rows(folder)
             if given.only in (None, "match"):

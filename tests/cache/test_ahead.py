@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -19,6 +19,7 @@ from bul.testing.clock import ManualClock
 from bul.testing.disk_folder import IDENTITY, Open
 from bul.testing.engines import BLOCK_TOKENS, WAIT_S, MakeEngine, cached, chain, settled, store
 from bul.testing.tiers import Fault, FaultyTier, MemoryTier
+from bul.testing.waiting import eventually
 
 CHAINS = [chain(6, 1000 * number) for number in range(5)]
 
@@ -43,17 +44,17 @@ class HotTier(MemoryTier):
         yield from self.chains
 
 
-def ahead_of(engine: UltraAdaptiveKVCacheEngine, clock: ManualClock) -> Ahead:
+def ahead_of(
+    engine: UltraAdaptiveKVCacheEngine, clock: ManualClock, slice_blocks_max: int = 64
+) -> Ahead:
     """One without a thread, beside the engine's own (which is off)."""
     return Ahead(
         engine._resident,
-        engine._lanes,
-        engine._keeper,
-        engine._flights,
         engine._loads,
-        lock=engine._lock,
-        clock=clock,
-        bytes_per_s_max=1 << 30,
+        dataclasses.replace(engine.config, prefetch_bytes_per_s_max=1 << 30),
+        engine._lock,
+        clock,
+        slice_blocks_max=slice_blocks_max,
     )
 
 
@@ -92,7 +93,7 @@ def test_nothing_is_loaded_ahead_when_it_is_switched_off(
     assert make()._ahead._thread is None  # no tier to load from
 
 
-def test_the_engine_s_own_thread_fills_the_ram_after_a_restart(open_tier: Open) -> None:
+async def test_the_engine_s_own_thread_fills_the_ram_after_a_restart(open_tier: Open) -> None:
     def open_engine() -> UltraAdaptiveKVCacheEngine:
         config = KVCacheConfig(block_tokens=BLOCK_TOKENS)
         return UltraAdaptiveKVCacheEngine(config, identity=IDENTITY, tiers=[open_tier()])
@@ -102,10 +103,7 @@ def test_the_engine_s_own_thread_fills_the_ram_after_a_restart(open_tier: Open) 
         store(first, keys)
     first.close()
     second = open_engine()
-    end_s = time.monotonic() + WAIT_S
-    while second.stats()["engine"]["ahead_blocks_total"] < 30:
-        assert time.monotonic() < end_s
-        time.sleep(0.01)
+    await eventually("all was loaded", lambda: second.stats()["engine"]["ahead_blocks_total"] == 30)
     assert cached(second, CHAINS[2]) == 6
     assert second.stats()["ram"]["hit_tokens_total"] == 6 * BLOCK_TOKENS
     second.close()
@@ -154,11 +152,10 @@ def test_while_a_request_is_under_way_nothing_is_loaded_ahead(
 
 
 def test_a_chain_that_a_request_interrupts_is_gone_on_with_and_counted(
-    make: MakeEngine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    make: MakeEngine, clock: ManualClock
 ) -> None:
-    monkeypatch.setattr("bul.cache.ahead.SLICE_BLOCKS_MAX", 2)
     engine = make(HotTier(CHAINS), prefetch_bytes_per_s_max=0)
-    ahead = ahead_of(engine, clock)
+    ahead = ahead_of(engine, clock, slice_blocks_max=2)
     ahead.warm_up()
     clock.advance(QUIET_S)
     ahead.step()

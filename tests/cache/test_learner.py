@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
@@ -13,16 +12,10 @@ from bul.cache.eviction.adaptive_model import ReuseModel
 from bul.cache.eviction.adaptive_request import RequestMemory
 from bul.cache.eviction.contract import Access
 from bul.cache.learner import Learner
+from bul.testing.waiting import eventually
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 10.0
-    while not true():
-        assert time.monotonic() < end_s
-        time.sleep(0.001)
-
-
-def test_while_one_lesson_runs_and_one_waits_further_ones_are_that_one() -> None:
+async def test_while_one_lesson_runs_and_one_waits_further_ones_are_that_one() -> None:
     learner, begun, go_on = Learner(), threading.Event(), threading.Event()
 
     def long() -> None:
@@ -35,12 +28,12 @@ def test_while_one_lesson_runs_and_one_waits_further_ones_are_that_one() -> None
     for number in range(5):
         learner.submit(lambda number=number: ran.append(number))  # type: ignore[misc]  # bound now
     go_on.set()
-    wait_until(lambda: learner.lessons_total == 2)
+    await eventually("it has", lambda: learner.lessons_total == 2)
     learner.close()
     assert ran == [0]
 
 
-def test_a_lesson_that_raises_is_counted_and_the_next_one_runs(
+async def test_a_lesson_that_raises_is_counted_and_the_next_one_runs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     learner, done = Learner(), threading.Event()
@@ -49,7 +42,7 @@ def test_a_lesson_that_raises_is_counted_and_the_next_one_runs(
         raise ValueError
 
     learner.submit(bad)
-    wait_until(lambda: learner.failed_total == 1)
+    await eventually("it has", lambda: learner.failed_total == 1)
     learner.submit(done.set)
     assert done.wait(10.0)
     learner.close()
@@ -58,15 +51,14 @@ def test_a_lesson_that_raises_is_counted_and_the_next_one_runs(
     assert "lesson raised" in caplog.text
 
 
-def test_a_learner_that_fell_asleep_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bul.cache.learner.IDLE_S", 0.0)
-    learner = Learner()
+async def test_a_learner_that_fell_asleep_is_woken() -> None:
+    learner = Learner(idle_s=0.0)
     learner.submit(lambda: None)
-    wait_until(lambda: learner._asleep)
+    await eventually("it has", lambda: learner._asleep)
     done = threading.Event()
     learner.submit(done.set)
     assert done.wait(10.0)
-    wait_until(lambda: learner._asleep)
+    await eventually("it has", lambda: learner._asleep)
     learner.close()
 
 

@@ -19,13 +19,11 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from bul.blocks.prefix import Buffer, RequestFacts
-from bul.cache.flights import Flights
-from bul.cache.keeper import Keeper
-from bul.cache.lane import Lane
 from bul.cache.loads import Loads
 from bul.cache.prefetch import Wishes
 from bul.cache.resident import Resident
 from bul.clock import Clock
+from bul.config import KVCacheConfig
 from bul.errors import TierUnavailable
 
 __all__ = ["Ahead"]
@@ -46,24 +44,23 @@ class Ahead:
     def __init__(
         self,
         resident: Resident,
-        lanes: Sequence[Lane],
-        keeper: Keeper,
-        flights: Flights,
         loads: Loads,
-        *,
+        config: KVCacheConfig,
         lock: threading.Lock,
         clock: Clock,
-        bytes_per_s_max: int,
+        *,
+        slice_blocks_max: int = SLICE_BLOCKS_MAX,
     ) -> None:
         self.wishes = Wishes()
         self._resident = resident
-        self._lanes = lanes
-        self._keeper = keeper
-        self._flights = flights
         self._loads = loads
+        self._lanes = loads.lanes
+        self._keeper = loads.keeper
+        self._flights = loads.flights
         self._lock = lock
         self._clock = clock
-        self._bytes_per_s_max = bytes_per_s_max
+        self._bytes_per_s_max = config.prefetch_bytes_per_s_max * config.enable_prefetch
+        self._slice_blocks_max = slice_blocks_max
         self._asked_s = clock.now_s()
         self._warm_left = 0
         self._path: Sequence[bytes] = ()
@@ -186,7 +183,7 @@ class Ahead:
         here = len(self._resident.lookup(path, 0, now_s))
         if self._is_warming:
             room = min(room, max(0, self._warm_left))
-        blocks = min(room, SLICE_BLOCKS_MAX, max(1, SLICE_BYTES // max(1, self._size_seen)))
+        blocks = min(room, self._slice_blocks_max, max(1, SLICE_BYTES // max(1, self._size_seen)))
         return path[: here + blocks] if blocks and here < len(path) else ()
 
     def _read(self, wanted: Sequence[bytes]) -> tuple[int, list[Buffer], int]:

@@ -95,8 +95,7 @@ class UltraAdaptiveKVCacheEngine:
         self._shares = TenantShares(self._resident, config.tenant_share_max)
         self._values = ValueStore(int(config.ram_bytes_max * VALUES_SHARE))
         self._prefill = PrefillRate()
-        if tiers is None:
-            tiers = default_tiers(config, identity, self._clock)
+        tiers = default_tiers(config, identity, self._clock) if tiers is None else tiers
         self._lanes = make_lanes(tiers, config, self._prefill, self._clock)
         self._keeper = Keeper(
             self._resident,
@@ -130,21 +129,11 @@ class UltraAdaptiveKVCacheEngine:
             block_tokens=config.block_tokens,
             block_bytes=block_bytes,
         )
-        self._ahead = Ahead(
-            self._resident,
-            self._lanes,
-            self._keeper,
-            self._flights,
-            self._loads,
-            lock=self._lock,
-            clock=self._clock,
-            bytes_per_s_max=config.prefetch_bytes_per_s_max * config.enable_prefetch,
-        )
+        self._ahead = Ahead(self._resident, self._loads, config, self._lock, self._clock)
         self._ahead.start()
         self.leaked: collections.deque[Flight] = collections.deque()
-        self._leaks_total = 0
+        self._leaks_total = self._set_blocks_total = 0
         self._requests = RequestCounters(config.block_tokens)
-        self._set_blocks_total = 0
         self._closed = threading.Event()
         self._housekeeper: threading.Thread | None = None
 

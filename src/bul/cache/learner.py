@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 class Learner:
     """Runs one lesson after the other; the thread starts with the first one."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, idle_s: float = IDLE_S) -> None:
+        self._idle_s = idle_s
         self.lessons_total = 0
         self.failed_total = 0
         self._lesson: Callable[[], None] | None = None
@@ -68,7 +69,7 @@ class Learner:
         quiet_s = 0.0
         while not self._closed.wait(rest_s):
             quiet_s = 0.0 if self._lesson is not None else quiet_s + rest_s
-            if quiet_s >= IDLE_S:
+            if quiet_s >= self._idle_s:
                 self._sleep()
                 quiet_s = 0.0
             rest_s = max(PAUSE_S, REST_SHARE * self._teach())

@@ -75,9 +75,9 @@ class Loads:
         block_tokens: int,
         block_bytes: int,
     ) -> None:
-        self._lanes = lanes
-        self._flights = flights
-        self._keeper = keeper
+        self.lanes = lanes
+        self.flights = flights
+        self.keeper = keeper
         self._lock = lock
         self._call_due = call_due
         self._clock = clock
@@ -98,8 +98,8 @@ class Loads:
 
         Under the lock.
         """
-        for position in range(index, len(self._lanes)):
-            lane = self._lanes[position]
+        for position in range(index, len(self.lanes)):
+            lane = self.lanes[position]
             if lane.available(now_s):
                 load = _Load(flight, position, lane, now_s)
                 self._live.add(load)
@@ -109,19 +109,19 @@ class Loads:
 
     def tick(self, now_s: float) -> None:
         """End loads that are past their deadline, or whose tier hangs. Under the lock."""
-        hung = {lane for lane in self._lanes if lane.tick(now_s)}
+        hung = {lane for lane in self.lanes if lane.tick(now_s)}
         for load in list(self._live):
             if load.lane in hung or now_s >= load.deadline_s:
                 self.timeouts_total += 1
                 self._end(load, now_s)
-                self._flights.loaded(load.flight)
+                self.flights.loaded(load.flight)
 
     def stop(self) -> None:
         """End all loads; their flights settle with what has come. Under the lock."""
         now_s = self._clock.now_s()
         for load in list(self._live):
             self._end(load, now_s)
-            self._flights.loaded(load.flight)
+            self.flights.loaded(load.flight)
 
     # on a lane's thread
 
@@ -152,7 +152,7 @@ class Loads:
                 self._read(load, start)
 
     def _is_worth_it(self, load: _Load, there: int) -> bool:
-        if not there or load.flight not in self._flights.alive:
+        if not there or load.flight not in self.flights.alive:
             return False
         return (
             not self._size_seen
@@ -206,18 +206,18 @@ class Loads:
         if not load.done and load.next >= load.end:
             now_s = self._clock.now_s()
             self._end(load, now_s)
-            more = load.flight in self._flights.alive and load.next < len(load.flight.keys)
+            more = load.flight in self.flights.alive and load.next < len(load.flight.keys)
             if not (more and self.start(load.flight, now_s, load.index + 1)):
-                self._flights.loaded(load.flight)
+                self.flights.loaded(load.flight)
 
     def _move(self, load: _Load, blocks: list[Buffer]) -> None:
         flight, now_s = load.flight, self._clock.now_s()
         path = flight.keys[: load.next + len(blocks)]
-        entries = self._keeper.keep(
+        entries = self.keeper.keep(
             path, blocks, flight.facts, touched=flight.touched, now_s=now_s, source=load.index
         )
         flight.touched = len(path)
-        self._flights.extend(flight, entries, now_s)
+        self.flights.extend(flight, entries, now_s)
         load.next = len(path)
         size = sum(entry.payload_bytes for entry in entries)
         load.size += size
