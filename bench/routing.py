@@ -39,7 +39,7 @@ CAPACITY_BLOCKS = 3125
 """Of one replica: 1.6 million tokens, so that 16 of them keep what an unbounded cache would."""
 FLEETS = ((4, 4.0), (16, 1.0))
 POLICIES = ("prefix", "prefix-blind", "least_conn", "round_robin")
-LIVE_REQUESTS, LIVE_RATE, LIVE_BLOCK_BYTES, LIVE_BLOCKS_MAX = 600, 12.0, 512, 24
+LIVE_REQUESTS, LIVE_RATE, LIVE_BLOCK_BYTES, LIVE_BLOCKS_MAX = 300, 8.0, 512, 24
 
 
 def slower(trace: Trace, times: float) -> Trace:
@@ -47,7 +47,7 @@ def slower(trace: Trace, times: float) -> Trace:
     return dataclasses.replace(trace, requests=tuple(requests))
 
 
-def hot_trace(count: int = 6000, rate: float = 20.0) -> Trace:
+def hot_trace(count: int = 6000, rate: float = 8.0) -> Trace:
     """80 % of the requests share a prefix of 20 blocks of 512 tokens, the rest nothing."""
     dice, at_s, requests = random.Random(7), 0.0, []
     for number in range(count):
@@ -113,7 +113,7 @@ async def ask(port: int, data: bytes, delay_s: float) -> tuple[int, int, float]:
 
 async def live(policy: str, replicas: int, requests: list[bytes]) -> dict[str, Any]:
     """The same requests at the same times, over fresh replicas."""
-    rates = {"BUL_TIMED_PREFILL_TOKENS_PER_S": "20000", "BUL_TIMED_DECODE_TOKENS_PER_S": "200"}
+    rates = {"BUL_TIMED_PREFILL_TOKENS_PER_S": "60000", "BUL_TIMED_DECODE_TOKENS_PER_S": "200"}
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         started = ReplicaSet(folder, stack, rates | {"BUL_TIMED_BLOCK_BYTES": "1024"})
@@ -162,8 +162,9 @@ def rows(*, only_live: bool) -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--live", action="store_true", help="the live part alone")
+    only_live = parser.parse_args().live
     found = []
-    for row in rows(only_live=parser.parse_args().live):
+    for row in rows(only_live=only_live):
         found.append(row)
         shown = " ".join(f"{name}={value}" for name, value in row.items())
         sys.stdout.write(shown + "\n")

