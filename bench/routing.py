@@ -38,6 +38,8 @@ OUT = ROOT / "bench" / "out" / "routing.json"
 CAPACITY_BLOCKS = 3125
 """Of one replica: 1.6 million tokens, so that 16 of them keep what an unbounded cache would."""
 FLEETS = ((4, 4.0), (16, 1.0))
+LIVE_CACHE_TOKENS = 1 << 20
+"""Of all replicas together, however many."""
 POLICIES = ("prefix", "prefix-blind", "least_conn", "round_robin")
 LIVE_REQUESTS, LIVE_RATE, LIVE_BLOCK_BYTES, LIVE_BLOCKS_MAX = 300, 8.0, 512, 24
 
@@ -114,6 +116,7 @@ async def ask(port: int, data: bytes, delay_s: float) -> tuple[int, int, float]:
 async def live(policy: str, replicas: int, requests: list[bytes]) -> dict[str, Any]:
     """The same requests at the same times, over fresh replicas."""
     rates = {"BUL_TIMED_PREFILL_TOKENS_PER_S": "60000", "BUL_TIMED_DECODE_TOKENS_PER_S": "200"}
+    rates["BUL_CACHE_MAX_TOKENS"] = str(LIVE_CACHE_TOKENS // replicas)
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         started = ReplicaSet(folder, stack, rates | {"BUL_TIMED_BLOCK_BYTES": "1024"})
@@ -140,7 +143,7 @@ async def live(policy: str, replicas: int, requests: list[bytes]) -> dict[str, A
 
 
 def live_rows(trace: Trace) -> Iterator[dict[str, Any]]:
-    """One replica first: its cache holds everything, as four together do."""
+    """One replica first, with the cache of four."""
     requests = live_requests(trace)
     one = asyncio.run(live("prefix", 1, requests))
     yield one | {"of_one": 1.0}
