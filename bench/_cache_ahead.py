@@ -82,7 +82,9 @@ def first_hits(folder: Path, chains: list[list[bytes]], disk: str, ahead: str) -
         "first_ms": round(times[0] * 1e3, 2),
         "p50_ms": round(statistics.median(times) * 1e3, 2),
         "max_ms": round(max(times) * 1e3, 2),
-        "from_ram": round(stats["ram"]["hit_tokens_total"] / asked, 2),
+        "from_ram": round(
+            stats["engine"]["ahead_used_blocks_total"] * engine.config.block_tokens / asked, 2
+        ),
         "loaded_ahead": int(stats["engine"]["ahead_blocks_total"]),
     }
 

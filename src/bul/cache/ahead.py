@@ -19,6 +19,7 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from bul.blocks.prefix import Buffer, RequestFacts
+from bul.cache.flights import Flight
 from bul.cache.loads import Loads
 from bul.cache.prefetch import Wishes
 from bul.cache.resident import Resident
@@ -61,6 +62,7 @@ class Ahead:
         self._clock = clock
         self._bytes_per_s_max = config.prefetch_bytes_per_s_max * config.enable_prefetch
         self._slice_blocks_max = slice_blocks_max
+        self._block_tokens = config.block_tokens
         self._asked_s = clock.now_s()
         self._warm_left = 0
         self._path: Sequence[bytes] = ()
@@ -70,7 +72,7 @@ class Ahead:
         self._is_shed = False
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
-        self._blocks_total = self._bytes_total = self._shed_total = 0
+        self._blocks_total = self._bytes_total = self._shed_total = self._used_total = 0
 
     @property
     def enabled(self) -> bool:
@@ -107,10 +109,27 @@ class Ahead:
         if self.enabled:
             self.wishes.ended(path, tenant, self._clock.now_s())
 
+    def credit(self, flight: Flight) -> None:
+        """What came ahead for `flight`, and is asked for the first time, is its tier's gift.
+
+        Under the lock, before the flight is counted: from then on it is RAM's.
+        """
+        if not self._lanes:
+            return
+        for entry in flight.entries[: flight.ram_blocks]:
+            if entry.ahead:
+                lane = self._lanes[entry.ahead - 1]
+                lane.hit_tokens_total += self._block_tokens
+                lane.hit_bytes_total += entry.payload_bytes
+                entry.ahead = 0
+                flight.ram_blocks -= 1
+                self._used_total += 1
+
     def stats(self) -> Mapping[str, float]:
         return {
             "ahead_blocks_total": self._blocks_total,
             "ahead_bytes_total": self._bytes_total,
+            "ahead_used_blocks_total": self._used_total,
             "ahead_shed_total": self._shed_total,
             "ahead_sessions": len(self.wishes),
         }

@@ -353,6 +353,7 @@ class UltraAdaptiveKVCacheEngine:
         now_s = self._clock.now_s()
         with self._lock:
             if self._flights.release(flight, now_s):
+                self._ahead.credit(flight)
                 self._requests.add(flight)
         self._call_due()
 

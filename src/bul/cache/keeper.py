@@ -70,6 +70,8 @@ class Keeper:
                 if key not in self._resident.entries:
                     self._offer(key, entry, now_s)
         if speculative:
+            for entry in new:
+                entry.ahead = 1 + (source or 0)
             self._resident.admit_where_room(path, new, facts, now_s=now_s)
         else:
             self._resident.admit(path, new, facts, touched=touched, now_s=now_s)

@@ -30,7 +30,8 @@ class Entry(msgspec.Struct, gc=False, eq=False):
 
     since_s, expires_s: on the owner's clock; 0.0 never expires. queued: bit i is set once slower
     tier i has it or has it in its queue. children: resident blocks behind it. holds: matches that
-    use it as their deepest block. It refers to no other entry: the garbage collector need not know.
+    use it as their deepest block. ahead: 1 + the lane that it was loaded from before anybody asked,
+    0 once somebody did. It refers to no other entry: the garbage collector need not know.
     """
 
     payload: Buffer
@@ -42,6 +43,7 @@ class Entry(msgspec.Struct, gc=False, eq=False):
     payload_bytes: int = 0
     children: int = 0
     holds: int = 0
+    ahead: int = 0
 
     def __post_init__(self) -> None:
         payload = self.payload
