@@ -74,15 +74,21 @@ async def test_a_rolling_restart_under_load_loses_nothing(
 
 
 @pytest.mark.slow
-async def test_the_control_kills_without_a_drain_and_breaks_streams(region: BulProcess) -> None:
-    async with RequestLoad(url_of(region), clients=6, max_tokens=16, stream_every=2) as load:
-        await load.more(30)
-        for name, pid in list(region.replica_pids().items()):
-            ready = len(region.said("replica_ready"))
-            os.kill(pid, signal.SIGKILL)
-            await is_back(region, name, ready)
-        await load.more(30)
-    assert any("stream" in line for line in load.lost)
+@pytest.mark.parametrize(("resumed", "breaks"), [("false", True), ("true", False)])
+async def test_kills_without_a_drain_break_streams_unless_they_are_resumed(
+    resumed: str, breaks: bool, tmp_path: Path
+) -> None:
+    environ = {**FAST, "BUL_ROUTE_RESUME_STREAMS": resumed}
+    async with region_process(tmp_path, "--replicas", "2", environ=environ) as region:
+        await region.wait_for("ready")
+        async with RequestLoad(url_of(region), clients=6, max_tokens=16, stream_every=2) as load:
+            await load.more(30)
+            for name, pid in list(region.replica_pids().items()):
+                ready = len(region.said("replica_ready"))
+                os.kill(pid, signal.SIGKILL)
+                await is_back(region, name, ready)
+            await load.more(30)
+        assert any("stream" in line for line in load.lost) is breaks
 
 
 @pytest.mark.slow
