@@ -43,7 +43,6 @@ async def _loaded(
     flags = ("--engine", "embedded", "--replicas", "2")
     async with region_process(folder, *flags, environ=environ) as running:
         url = str((await running.wait_for("ready", 120))["url"])
-        await running.wait_for("opening_answered", 120)
         async with RequestLoad(
             url, clients=CLIENTS, max_tokens=MAX_TOKENS, stream_every=2, model=MODEL
         ) as load:
