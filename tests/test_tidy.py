@@ -61,6 +61,7 @@ RIM = (
     "src/bul/cache/tiers/",
     "src/bul/cli/",
     "src/bul/config/load.py",
+    "src/bul/dashboard/collect.py",  # the page that it ships
     "src/bul/config/machine.py",  # the control group's memory limit
     "src/bul/inference/fingerprint.py",
     "src/bul/inference/model_file.py",
