@@ -209,7 +209,8 @@ async def test_an_answer_without_the_right_mac_is_not_believed() -> None:
 
 
 async def test_a_frozen_region_ends_at_the_deadline() -> None:
-    server = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)
+    writers: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: writers.append(writer), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     client = PeerClient(Seal(SECRET, US), EU, f"http://127.0.0.1:{port}", ManualClock())
     try:
@@ -217,4 +218,6 @@ async def test_a_frozen_region_ends_at_the_deadline() -> None:
             await client.ask("ping", b"body", 0.05)
     finally:
         await client.close()
+        for writer in writers:
+            writer.close()
         server.close()

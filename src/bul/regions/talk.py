@@ -67,6 +67,7 @@ class Talk:
             reply = await _asked(ask, "compare", sent, m.Differ)
             theirs = Floors(reply.grave_floor, reply.catalogue_floor)
             self._state.meet(theirs)
+            await self._node.settle()  # the next question may never be answered
             floors = self._state.floors.above(theirs)
             if reply.buckets is not None:
                 break
@@ -136,7 +137,9 @@ class Talk:
             m.Listing,
         )
         lacks = m.numbers(listing.lacks)
-        for entry in self._state.disown(lacks, buckets, theirs):
+        owned = self._state.disown(lacks, buckets, theirs)
+        await self._node.settle()
+        for entry in owned:
             peer.outbox.add(entry.key, entry.size, self._node.now_s())
         for number in lacks:
             grave = mine.get(number)
