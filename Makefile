@@ -64,5 +64,9 @@ fix: setup-dev ## Format, and the lint's safe fixes
 pins: ## Write requirements*.txt from what .venv holds
 	@$(BIN)/python tools/pins.py
 
+.PHONY: reference
+reference: setup-dev ## The generated pages of docs/reference
+	@$(BIN)/python tools/reference.py
+
 clean: ## Remove .venv, caches and the region's state
 	@rm -rf .venv .bul .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache bench/out

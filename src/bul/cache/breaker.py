@@ -27,7 +27,11 @@ class Breaker:
     )
 
     def __init__(
-        self, *, failures_max: int = 3, pause_s: float = 1.0, pause_s_max: float = BREAKER_PAUSE_S_MAX
+        self,
+        *,
+        failures_max: int = 3,
+        pause_s: float = 1.0,
+        pause_s_max: float = BREAKER_PAUSE_S_MAX,
     ) -> None:
         self._failures_max = failures_max
         self._pause_s = pause_s

@@ -113,6 +113,7 @@ def command(**values: object) -> None:
 
     import uvloop
 
+    from bul.cli.accounts import kept_accounts, with_accounts
     from bul.cli.events import EventLog
     from bul.cli.shared_server import shared_cache
     from bul.cli.state_folder import state_folder
@@ -127,13 +128,15 @@ def command(**values: object) -> None:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
                 loop.run(run_world(settings, events, folder))
             return
+        settings = with_accounts(settings, folder)
         with (
             shared_cache(settings, folder, events) as settings,
+            kept_accounts(settings) as accounts,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop,
         ):
             from bul.cli.region import Region
 
-            loop.run(_up(lambda: Region(settings, events, folder), settings, events))
+            loop.run(_up(lambda: Region(settings, events, folder, accounts.ring), settings, events))
     events.emit("stopped", "stopped; nothing is left running")
 
 

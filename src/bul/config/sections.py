@@ -278,11 +278,11 @@ class RouteConfig:
     in_flight_per_slot: float = 2.0
     first_byte_target_s: float = 0.0
     queue_max: int = 1024
+    fair: bool = True
     queue_deadline_s: float = 10.0
     drain_s: float = 30.0
-    resume_secret: str = ""
     resume_streams: bool = True
-    fair: bool = True
+    resume_secret: str = ""
 
     def __post_init__(self) -> None:
         _whole("port", self.port, 0, 65535)
