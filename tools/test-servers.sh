@@ -22,7 +22,7 @@ apt_file() {
             { [ "$(id -u)" = 0 ] && apt-get update -qq && apt-get download -qq "$1" >/dev/null; }
         dpkg-deb -x ./*.deb x
         # shellcheck disable=SC2086 # a pattern, where the folder is named after the processor
-        cp -r x/$2 "$here/$opt/bin/$3"
+        cp -rL x/$2 "$here/$opt/bin/$3"
     )
     rm -r "$work"
 }
