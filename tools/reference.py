@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -147,7 +148,20 @@ def pages() -> Mapping[str, str]:
     }
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Write the pages, or with --check say which are not what this would write."""
+    check = sys.argv[1:] == ["--check"]
+    wrong = 0
     for file, text in pages().items():
-        (FOLDER / file).write_text(text, encoding="utf-8")
-        print(f"wrote docs/reference/{file}")
+        path = FOLDER / file
+        if not check:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote docs/reference/{file}")
+        elif path.read_text(encoding="utf-8") != text:
+            print(f"docs/reference/{file} is not what the code says: make reference")
+            wrong = 1
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import shutil
 import signal
 import socket
@@ -17,6 +18,8 @@ from pathlib import Path
 from bul.testing.waiting import eventually
 
 __all__ = ["GUIDE_CONF", "Nginx", "check_conf", "free_port", "guide_conf", "running_nginx"]
+
+PORT_FIRST, PORTS = 20_000, 12_000
 
 GUIDE_CONF = """\
 upstream bul_backend {{
@@ -49,10 +52,15 @@ def guide_conf(upstreams: Sequence[str], port: int, folder: Path) -> str:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago: nginx cannot be asked which one it took."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that was free a moment ago: nginx cannot be asked which one it took.
+
+    Below those that the system gives to outgoing connections: one of them might take it meanwhile.
+    """
+    while True:
+        port = PORT_FIRST + secrets.randbelow(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _binary() -> str:
