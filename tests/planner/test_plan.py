@@ -130,6 +130,7 @@ def test_cached_tokens_are_full_blocks_and_never_the_last_token() -> None:
     assert whole.cached_tokens == 64
 
 
+@pytest.mark.slow
 def test_the_simulator_waits_longer_with_fewer_replicas_and_repeats_itself() -> None:
     profile, work = PROFILES["8b"], dataclasses.replace(WORKLOAD, requests_per_second=10.0)
     least = least_replicas(work, profile, cache=True)

@@ -186,6 +186,7 @@ def test_the_command_writes_a_private_folder_and_never_over_another(tmp_path: Pa
     assert main([*asked, "--out", str(out)]) == 2
 
 
+@pytest.mark.slow
 def test_a_target_that_nothing_holds_ends_with_1_and_is_not_rendered(tmp_path: Path) -> None:
     asked = ["plan", "--rps", "3", "--slo-p95-ms", "20", "--json"]
     assert main(asked) == 1

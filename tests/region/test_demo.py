@@ -113,6 +113,7 @@ ALWAYS_LOAD = {"BUL_CACHE_BREAK_EVEN": "false"}
 """An engine that computes in no time never gains by loading."""
 
 
+@pytest.mark.slow
 async def test_after_a_restart_of_every_replica_kv_comes_from_disk(tmp_path: Path) -> None:
     document = await demo(tmp_path, "--restart", "--engine", "timed", environ=ALWAYS_LOAD)
     assert set(document) >= KEYS

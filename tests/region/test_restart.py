@@ -17,6 +17,8 @@ from bul.testing.region_process import BulProcess, bul_process, region_process
 from bul.testing.request_load import RequestLoad
 from bul.testing.waiting import eventually, is_alive
 
+pytestmark = pytest.mark.slow
+
 FAST = {"BUL_TIMED_DECODE_TOKENS_PER_S": "100"}
 
 
@@ -57,7 +59,6 @@ async def restart(folder: Path, *flags: str) -> tuple[int, dict[str, Any], str]:
         return code, command.events[0] if command.events else {}, command.errors
 
 
-@pytest.mark.slow
 async def test_a_rolling_restart_under_load_loses_nothing(
     region: BulProcess, tmp_path: Path
 ) -> None:
@@ -73,7 +74,6 @@ async def test_a_rolling_restart_under_load_loses_nothing(
     assert not any(is_alive(pid) for pid in old)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("resumed", "breaks"), [("false", True), ("true", False)])
 async def test_kills_without_a_drain_break_streams_unless_they_are_resumed(
     resumed: str, breaks: bool, tmp_path: Path
@@ -91,7 +91,6 @@ async def test_kills_without_a_drain_break_streams_unless_they_are_resumed(
         assert any("stream" in line for line in load.lost) is breaks
 
 
-@pytest.mark.slow
 async def test_scaling_in_under_load_lets_answers_finish(
     region: BulProcess, tmp_path: Path
 ) -> None:
@@ -108,7 +107,6 @@ async def test_scaling_in_under_load_lets_answers_finish(
     assert len((await status(tmp_path))["replicas"]) == 2
 
 
-@pytest.mark.slow
 async def test_five_kills_cost_no_whole_request(tmp_path: Path) -> None:
     async with region_process(tmp_path, "--replicas", "3", environ=FAST) as region:
         await region.wait_for("ready")

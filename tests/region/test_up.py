@@ -15,6 +15,8 @@ import pytest
 from bul.testing.region_process import BulProcess, bul_process, region_process
 from bul.testing.waiting import eventually, is_alive
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "Which floor is the archive on, and who has the key? Answer in one sentence, please."
 
 
@@ -83,7 +85,6 @@ async def test_on_a_second_start_the_cold_figure_is_cold_and_the_warm_one_from_d
     assert all(one["cached_tokens_cold"] == 0 for one in said)
 
 
-@pytest.mark.slow
 async def test_without_persistence_no_kv_is_left_on_disk(tmp_path: Path) -> None:
     async with region_process(tmp_path, "--no-persistence") as region:
         assert (await region.wait_for("opening_answered"))["kept"] is False
@@ -91,7 +92,6 @@ async def test_without_persistence_no_kv_is_left_on_disk(tmp_path: Path) -> None
     assert left == {"logs", "up.lock"}
 
 
-@pytest.mark.slow
 async def test_a_cache_folder_that_cannot_be_used_is_said_and_the_region_runs(
     tmp_path: Path,
 ) -> None:
@@ -150,7 +150,6 @@ async def kill_one_replica_under_load(region: BulProcess) -> Load:
     return load
 
 
-@pytest.mark.slow
 async def test_answers_go_on_when_a_replica_is_killed_and_it_returns(tmp_path: Path) -> None:
     async with region_process(tmp_path) as region:
         load = await kill_one_replica_under_load(region)
@@ -162,7 +161,6 @@ async def test_answers_go_on_when_a_replica_is_killed_and_it_returns(tmp_path: P
 NO_RETRY = {"BUL_ROUTE_RETRY_SHARE": "0", "BUL_ROUTE_RETRIES_AT_LEAST": "0"}
 
 
-@pytest.mark.slow
 async def test_the_control_without_retries_sees_the_kill(tmp_path: Path) -> None:
     async with region_process(tmp_path, environ=NO_RETRY) as region:
         load = await kill_one_replica_under_load(region)
@@ -260,7 +258,6 @@ async def test_a_state_folder_that_cannot_be_made_is_one_line(tmp_path: Path) ->
         assert region.errors.count("\n") == 1
 
 
-@pytest.mark.slow
 async def test_the_real_model_answers_through_the_router(tmp_path: Path) -> None:
     async with region_process(tmp_path, "--engine", "embedded") as region:
         url = (await region.wait_for("ready", 120))["url"]

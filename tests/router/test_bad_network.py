@@ -46,6 +46,7 @@ async def routing(*urls: str) -> AsyncIterator[Router]:
     await router.stop()
 
 
+@pytest.mark.slow
 async def test_a_half_open_replica_is_found_and_costs_no_request(
     net: RouterNet, proxy: FaultProxy
 ) -> None:
@@ -61,6 +62,7 @@ async def test_a_half_open_replica_is_found_and_costs_no_request(
         assert {(await net.ask(router, post()))[2] for _ in range(4)} == {b"near", b"far"}
 
 
+@pytest.mark.slow
 async def test_the_control_a_half_open_replica_alone_costs_its_requests(
     net: RouterNet, proxy: FaultProxy
 ) -> None:

@@ -72,6 +72,7 @@ async def _play(net: RouterNet, router: Router) -> tuple[dict[int, set[str]], in
     return seen, cached_tokens
 
 
+@pytest.mark.slow
 async def test_every_turn_of_a_conversation_lands_where_its_prefix_lies(
     net: RouterNet, replicas: list[str]
 ) -> None:
@@ -83,6 +84,7 @@ async def test_every_turn_of_a_conversation_lands_where_its_prefix_lies(
     assert cached_tokens >= later_turns * 192
 
 
+@pytest.mark.slow
 async def test_the_control_taking_turns_finds_less(net: RouterNet, replicas: list[str]) -> None:
     router = await net.router(*replicas, policy="round_robin")
     _, taking_turns = await _play(net, router)

@@ -14,7 +14,7 @@ from bul.config import ServeConfig
 from bul.inference.timed import TimedCore
 from bul.service.cache_pages import Explainer
 from bul.testing.replica import INSTANT, ReplicaUnderTest, running_replica
-from bul.testing.waiting import until
+from bul.testing.waiting import eventually, until
 
 MODEL = "bul-timed"
 PROMPT = "word" * 200
@@ -48,6 +48,11 @@ async def test_a_prompt_is_explained_before_and_after_it_was_asked(
     assert (before["cached"], before["broken_at"], before["blocks"]) == (0, 0, 3)
     assert "never stored" in before["reasons"][0]
     await ask(client)
+
+    async def is_kept() -> bool:  # the answer may be read before its blocks are set
+        return bool((await explain(client, prompt=PROMPT)).json()["cached"])
+
+    await eventually("its blocks are kept", is_kept)
     after = (await explain(client, prompt=PROMPT)).json()
     assert (after["cached"], after["broken_at"], after["tiers"]) == (3, None, {"ram": 3})
 
@@ -56,6 +61,11 @@ async def test_a_chat_is_explained_as_a_chat(client: httpx.AsyncClient) -> None:
     messages = [{"role": "user", "content": PROMPT}]
     body = {"model": MODEL, "messages": messages, "max_tokens": 1}
     assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+
+    async def is_kept() -> bool:
+        return bool((await explain(client, messages=messages)).json()["cached"])
+
+    await eventually("its blocks are kept", is_kept)
     chat = (await explain(client, messages=messages)).json()
     assert chat["cached"] == chat["blocks"] > 0
     assert (await explain(client, prompt=PROMPT)).json()["cached"] == 0
