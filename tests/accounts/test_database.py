@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 
-from bul.accounts import store
+from bul import accounts
+from bul.accounts import records, store
+from bul.accounts.book import DecisionRow, Records, RegionBook, Watched
 from bul.accounts.database import open_database, sqlite_url
 from bul.accounts.keeper import AccountsKeeper
 from bul.accounts.keys import Key, hash_key
@@ -89,24 +93,64 @@ def test_a_batch_is_written_whole_or_not_at_all(engine: sa.Engine) -> None:
     assert store.add_usage(engine, "w1", 1, {(0, "alice", "m"): ONE}, 1.0)
 
 
-def test_decisions_come_back_newest_first_and_replica_hours_add_up(engine: sa.Engine) -> None:
-    for at_s in (1.0, 2.0):
-        store.add_decision(
-            engine,
-            at_s=at_s,
-            region="here",
-            direction="up",
-            replicas_before=1,
-            replicas=2,
-            reason="x" * 600,
-        )
-    found = store.read_decisions(engine, limit=1)
-    assert [(row["at_s"], len(str(row["reason"]))) for row in found] == [(2.0, 500)]
-    store.add_replica_seconds(engine, 0, "here", 30.0)
-    store.add_replica_seconds(engine, 0, "here", 30.0)
-    store.add_replica_seconds(engine, 3600, "here", 5.0)
-    assert store.read_replica_seconds(engine) == {"here": 65.0}
-    assert store.read_replica_seconds(engine, since_s=3600.0) == {"here": 5.0}
+def decision(at_s: float, **changes: object) -> DecisionRow:
+    given = {
+        "at_s": at_s,
+        "policy": "adaptive",
+        "direction": "up",
+        "replicas_before": 1,
+        "replicas": 2,
+        "reason": "more work than 1 replica does",
+        "acted": True,
+    }
+    return DecisionRow(**(given | changes))  # type: ignore[arg-type]  # fields by name
+
+
+def test_a_regions_records_are_written_once_and_whole(engine: sa.Engine) -> None:
+    hour = Watched(replica_seconds=30.0, seconds=15.0)
+    batch = Records(decisions=[decision(1.0), decision(2.0)], hours={0: hour, 3600: hour})
+    assert records.add_records(engine, "here", "w1", 1, batch, 1.0)
+    assert not records.add_records(engine, "here", "w1", 1, batch, 1.0)
+    more = Records(decisions=(), hours={3600: hour})
+    assert records.add_records(engine, "here", "w1", 2, more, 2.0)
+    assert records.add_records(engine, "there", "w2", 1, batch, 2.0)
+    newest = records.read_decisions(engine, limit=1, region="here")
+    assert newest == [("here", decision(2.0))]
+    assert len(records.read_decisions(engine)) == 4
+    found = records.read_replica_hours(engine, since_s=3600.0, region="here")
+    assert [(h.replica_seconds, h.seconds) for h in found] == [(60.0, 30.0)]
+    assert len(records.read_replica_hours(engine)) == 4
+    assert records.trim(engine, "here", 3600.0) == 3
+    assert len(records.read_decisions(engine)) == 2
+    assert [h.hour_s for h in records.read_replica_hours(engine, region="here")] == [3600]
+
+
+def test_usage_is_told_apart_by_region_and_summed_by_day(engine: sa.Engine) -> None:
+    store.add_usage(engine, "w1", 1, {(0, "alice", "m"): ONE, (3600, "bob", "m"): ONE}, 1.0)
+    store.add_usage(engine, "w2", 1, {(0, "alice", "m"): ONE}, 1.0, region="there")
+    store.add_usage(engine, "w2", 2, {(86_400, "alice", "m"): ONE}, 1.0, region="there")
+    days = {(d.day_s, d.region): d.spent.requests for d in store.read_usage_days(engine)}
+    assert days == {(0, "default"): 2, (0, "there"): 1, (86_400, "there"): 1}
+    assert {r.name: r.requests for r in store.read_usage(engine)} == {"alice": 3, "bob": 1}
+
+
+def test_tables_of_the_first_version_are_brought_up_with_what_is_in_them(
+    engine: sa.Engine,
+) -> None:
+    """And back down, where regions are added up."""
+    store.add_usage(engine, "w1", 1, {(0, "alice", "m"): ONE}, 1.0)
+    store.add_usage(engine, "w1", 2, {(0, "alice", "m"): ONE}, 1.0, region="there")
+    for version in ("0001", "0002"):
+        with engine.begin() as connection:
+            config = Config()
+            folder = Path(accounts.__file__).with_name("migrations")
+            config.set_main_option("script_location", str(folder))
+            config.attributes["connection"] = connection
+            go = command.downgrade if version == "0001" else command.upgrade
+            go(config, version)
+    days = {(d.day_s, d.region): d.spent.requests for d in store.read_usage_days(engine)}
+    assert days == {(0, "default"): 2}
+    assert store.add_usage(engine, "w1", 3, {(0, "alice", "m"): ONE}, 1.0)
 
 
 def test_several_processes_may_start_at_once(tmp_path: Path) -> None:
@@ -144,12 +188,21 @@ def test_a_database_that_is_away_is_said_without_its_password() -> None:
 
 
 @pytest.mark.slow
-async def test_usage_outlives_a_stop_of_postgresql(postgres: Postgres) -> None:
+async def test_usage_and_records_outlive_a_stop_of_postgresql(postgres: Postgres) -> None:
     """And the keys that were valid before stay so while it is away."""
     engine = open_database(postgres.url)
     store.create_key(engine, key("alice"))
     ring, ledger = KeyRing({}, has_database=True), Ledger()
-    keeper = AccountsKeeper(postgres.url, ring, ledger, clock=SystemClock(), interval_s=0.05)
+    book = RegionBook("here")
+    keeper = AccountsKeeper(
+        postgres.url,
+        ring,
+        ledger,
+        clock=SystemClock(),
+        interval_s=0.05,
+        book=book,
+        book_interval_s=0.0,
+    )
     try:
         assert keeper.wait_loaded(20.0)
         ledger.record(0.0, "alice", "m", ONE)
@@ -157,12 +210,21 @@ async def test_usage_outlives_a_stop_of_postgresql(postgres: Postgres) -> None:
         postgres.stop()
         for _ in range(100):
             ledger.record(0.0, "alice", "m", ONE)
+        book.see(0.0, 7200.0, 2)
+        for at_s in (10.0, 20.0, 30.0):
+            book.see(at_s, 7200.0 + at_s, 2)
+            book.decide(decision(at_s))
         await eventually("it is away", lambda: keeper.stats()["database_away"] == 1)
         assert dict(ring) == {"alice": key("alice").digest}
         assert ledger.stats()["usage_unwritten"] == 100
         postgres.start()
         await eventually("caught up", lambda: ledger.stats()["usage_unwritten"] == 0)
         assert sum(row.requests for row in store.read_usage(engine)) == 101
+        left = "region_replica_seconds_unwritten"
+        await eventually("the book as well", lambda: book.stats()[left] == 0)
+        assert [row.at_s for _, row in records.read_decisions(engine)] == [30.0, 20.0, 10.0]
+        [hour] = records.read_replica_hours(engine)
+        assert (hour.hour_s, hour.replica_seconds, hour.seconds) == (7200, 60.0, 30.0)
     finally:
         assert keeper.close() == 0
         with engine.begin() as connection:

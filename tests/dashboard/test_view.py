@@ -89,6 +89,17 @@ def test_only_changes_are_listed_and_the_last_decision_is_named() -> None:
     assert document["cost_per_hour"] == 5.0
 
 
+def test_cost_is_of_what_is_paid_for_and_hidden_without_a_price() -> None:
+    view = View(name="here", price_per_replica_hour=2.0)
+    view.add(1.0, [replica("a"), replica("b", state="down")])
+    assert (view.document()["cost_per_hour"], view.document()["cost_today"]) == (4.0, None)
+    document = view.document(hours=(3, 5400.0))
+    assert (document["cost_per_hour"], document["cost_today"]) == (6.0, 3.0)
+    free = View(name="here").document(hours=(3, 5400.0))
+    assert (free["cost_per_hour"], free["cost_today"]) == (None, None)
+    assert free["replica_hours_today"] == 1.5
+
+
 def test_the_page_loads_nothing_and_may_run_just_its_own_script() -> None:
     page = index_page()
     assert b"src=" not in page

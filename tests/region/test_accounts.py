@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import time
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 
 from bul.accounts import store
 from bul.accounts.database import open_database
+from bul.accounts.records import read_replica_hours
 from bul.cli.main import root
 from bul.testing.postgres import running_postgres
 from bul.testing.region_process import region_process
@@ -67,10 +69,12 @@ async def test_no_request_fails_while_postgresql_is_away_and_the_ledger_catches_
     away_s: float, tmp_path: Path
 ) -> None:
     with running_postgres() as postgres:
+        started_s = time.monotonic()
         environ = {"BUL_ACCOUNTS_DATABASE_URL": postgres.url, "BUL_TIMED_TIME_SCALE": "0"}
         async with region_process(tmp_path, "--replicas", "2", environ=environ) as region:
             url = (await region.wait_for("ready"))["url"]
             await region.wait_for("opening_answered")
+            began_s = time.monotonic()
             async with RequestLoad(url, clients=8, stream_every=4) as load:
                 await load.more(100)
                 postgres.stop()
@@ -79,12 +83,17 @@ async def test_no_request_fails_while_postgresql_is_away_and_the_ledger_catches_
                 postgres.start()
                 await load.more(100)
             assert load.lost == []
+            loaded_s = time.monotonic() - began_s
             region.send(signal.SIGTERM)
             await region.ended()
+            lived_s = time.monotonic() - started_s
         engine = open_database(postgres.url)
         used = sum(row.requests for row in store.read_usage(engine))
+        billed_s = sum(hour.replica_seconds for hour in read_replica_hours(engine))
         engine.dispose()
     assert used == load.answers + OPENING_REQUESTS
+    # Both replicas, while there was load and at most as long as the region lived.
+    assert 2 * loaded_s <= billed_s <= 2 * lived_s
 
 
 OPENING_REQUESTS = 2

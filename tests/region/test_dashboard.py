@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import httpx
 import pytest
 
+from bul.accounts.database import open_database, sqlite_url
 from bul.accounts.keys import hash_key
+from bul.accounts.records import read_decisions
 from bul.testing.browser import open_page, running_browser
 from bul.testing.region_process import region_process
 from bul.testing.request_load import RequestLoad
@@ -18,6 +21,7 @@ FAST = {
     "BUL_TIMED_PREFILL_TOKENS_PER_S": "3000",
     "BUL_SCALE_INTERVAL_S": "0.5",
     "BUL_SCALE_COOLDOWN_UP_S": "1",
+    "BUL_SCALE_PRICE_PER_REPLICA_HOUR": "3600",
 }
 
 
@@ -47,6 +51,7 @@ async def test_the_page_follows_a_region_that_scales(tmp_path: Path) -> None:
             await eventually("two replicas are shown", lambda: shows(2), 30)
             await page.wait_for_selector("#decisions b.up")
         assert load.lost == []
+        assert (await page.locator("#cost").inner_text()).startswith("Cost: 7200.00 an hour now, ")
         assert await page.locator("#decisions li").first.inner_text() != ""
         assert await page.locator(".card").count() == 7
         # By keyboard: a decision is chosen, and its line on the curve stands out.
@@ -62,6 +67,14 @@ async def test_the_page_follows_a_region_that_scales(tmp_path: Path) -> None:
         await narrow.wait_for_selector("#replicas tr")
         assert await narrow.evaluate("document.documentElement.scrollWidth") <= 390
         assert errors + more == []
+        region.send(signal.SIGTERM)
+        await region.ended()
+    engine = open_database(sqlite_url(tmp_path / ".bul" / "accounts.db"))
+    kept = [row for _, row in read_decisions(engine)]
+    engine.dispose()
+    up = [one for one in kept if one.direction == "up"]
+    assert [(one.replicas_before, one.replicas, one.acted) for one in up] == [(1, 2, True)]
+    assert up[0].reason
 
 
 @pytest.mark.slow

@@ -2,17 +2,14 @@
 
 Refuses to wait and to forget silently: `record` adds to sums in memory; a database that is away
 leaves them there, and what is still there at the end is said in numbers.
-
-Each batch has a number. When a commit's answer is lost, the same batch is offered again under the
-same number, and the database knows whether it has it: nothing counts twice.
 """
 
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Callable, Mapping
 
+from bul.accounts.batches import Batches
 from bul.accounts.usage import ENTRIES_MAX, Spent, Sums, UsageKey
 
 __all__ = ["Ledger", "Write"]
@@ -27,15 +24,11 @@ class Ledger:
     """Thread-safe. entries_max: combinations of key, model and hour that are told apart."""
 
     def __init__(self, *, entries_max: int = ENTRIES_MAX) -> None:
-        self._writer = uuid.uuid4().hex
         self._lock = threading.Lock()
-        self._writing = threading.Lock()
         self._sums = Sums(entries_max)
-        self._pending: Mapping[UsageKey, Spent] = {}
-        self._number = 0
+        self._batches = Batches(self._taken)
         self._recorded = 0
         self._written = 0
-        self._failures = 0
 
     def record(self, at_s: float, name: str, model: str, spent: Spent) -> None:
         """Never waits for the database. at_s: seconds since the epoch."""
@@ -47,21 +40,9 @@ class Ledger:
         """Offer what is there; returns the requests written. Whatever `write` raises goes through,
         and the batch stays to be offered again.
         """
-        with self._writing:
-            written = 0
-            while batch := self._next():
-                try:
-                    write(self._writer, self._number, batch, now_s)
-                except BaseException:
-                    with self._lock:
-                        self._failures += 1
-                    raise
-                requests = sum(spent.requests for spent in batch.values())
-                with self._lock:
-                    self._pending = {}
-                    self._written += requests
-                written += requests
-            return written
+        before = self._written
+        self._batches.write(write, now_s, self._count)
+        return self._written - before
 
     def stats(self) -> Mapping[str, float]:
         """Requests: recorded, written, and not yet written; and writes that failed."""
@@ -70,13 +51,13 @@ class Ledger:
                 "usage_recorded_total": self._recorded,
                 "usage_written_total": self._written,
                 "usage_unwritten": self._recorded - self._written,
-                "usage_write_failures_total": self._failures,
+                "usage_write_failures_total": self._batches.failures,
             }
 
-    def _next(self) -> Mapping[UsageKey, Spent]:
-        """The batch that failed, else a new one of what came since."""
+    def _count(self, batch: Mapping[UsageKey, Spent]) -> None:
         with self._lock:
-            if not self._pending and len(self._sums):
-                self._pending = self._sums.take()
-                self._number += 1
-            return self._pending
+            self._written += sum(spent.requests for spent in batch.values())
+
+    def _taken(self) -> Mapping[UsageKey, Spent] | None:
+        with self._lock:
+            return self._sums.take() if len(self._sums) else None

@@ -25,6 +25,7 @@ usage = sa.Table(
     "usage",
     metadata,
     sa.Column("hour_s", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("region", sa.String(64), primary_key=True),
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("model", sa.String(256), primary_key=True),
     sa.Column("requests", sa.BigInteger, nullable=False),
@@ -40,8 +41,8 @@ batches = sa.Table(
     sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("written_s", sa.Float, nullable=False),
 )
-"""Which batch of which process is in `usage` already: a commit whose answer was lost is not
-counted twice when it is tried again."""
+"""Which batch of which process is in already, of usage or of a region's book: a commit whose answer
+was lost is not counted twice when it is tried again."""
 
 decisions = sa.Table(
     "decisions",
@@ -53,6 +54,11 @@ decisions = sa.Table(
     sa.Column("replicas_before", sa.Integer, nullable=False),
     sa.Column("replicas", sa.Integer, nullable=False),
     sa.Column("reason", sa.String(500), nullable=False),
+    sa.Column("policy", sa.String(16), nullable=False),
+    sa.Column("acted", sa.Boolean, nullable=False),
+    sa.Column("advisory", sa.Boolean, nullable=False),
+    sa.Column("alert", sa.String(500), nullable=False),
+    sa.Column("finding", sa.String(500), nullable=False),
 )
 
 replica_hours = sa.Table(
@@ -61,5 +67,7 @@ replica_hours = sa.Table(
     sa.Column("hour_s", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("region", sa.String(64), primary_key=True),
     sa.Column("replica_seconds", sa.Float, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
 )
-"""What a region costs, before it is multiplied by a price."""
+"""What a region costs, before it is multiplied by a price. seconds: of the hour, those in which
+somebody counted."""

@@ -6,33 +6,34 @@ Refuses to run on a request's path: each call is a round trip to a database.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from bul.accounts.keys import Key
-from bul.accounts.schema import api_keys, batches, decisions, replica_hours, usage
-from bul.accounts.usage import Spent, UsageKey
+from bul.accounts.schema import api_keys, batches, usage
+from bul.accounts.usage import DEFAULT_REGION, Spent, UsageKey
 from bul.errors import ConfigError
 
 __all__ = [
+    "UsageDay",
     "UsageRow",
-    "add_decision",
-    "add_replica_seconds",
     "add_usage",
+    "claim_batch",
     "create_key",
     "has_keys",
+    "insert_into",
     "list_keys",
-    "read_decisions",
-    "read_replica_seconds",
     "read_usage",
+    "read_usage_days",
     "revoke_key",
     "valid_digests",
 ]
 
 MARKS_KEPT_S = 7 * 86400.0
 """Of processes that ended: none of them will offer a batch again after a week."""
+DAY_S = 86_400
 SUMMED = ("requests", "prompt_tokens", "cached_tokens", "output_tokens")
 
 
@@ -46,6 +47,15 @@ class UsageRow:
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class UsageDay:
+    """What a region's callers used on one UTC day. day_s: its start."""
+
+    day_s: int
+    region: str
+    spent: Spent
 
 
 def create_key(engine: sa.Engine, key: Key) -> None:
@@ -94,32 +104,43 @@ def has_keys(engine: sa.Engine) -> bool:
 
 
 def add_usage(
-    engine: sa.Engine, writer: str, number: int, sums: Mapping[UsageKey, Spent], now_s: float
+    engine: sa.Engine,
+    writer: str,
+    number: int,
+    sums: Mapping[UsageKey, Spent],
+    now_s: float,
+    *,
+    region: str = DEFAULT_REGION,
 ) -> bool:
     """One batch, whole or not at all; False if it is in there already."""
-    mark = _insert(engine)(batches).values(writer=writer, number=number, written_s=now_s)
-    # What comes back says whether it was new: drivers do not agree on the count of rows.
-    new = mark.on_conflict_do_nothing().returning(batches.c.number)
     with engine.begin() as connection:
-        if connection.execute(new).first() is None:
+        if not claim_batch(connection, writer, number, now_s):
             return False
-        connection.execute(
-            batches.delete().where(
-                sa.or_(
-                    sa.and_(batches.c.writer == writer, batches.c.number < number),
-                    batches.c.written_s < now_s - MARKS_KEPT_S,
-                )
-            )
-        )
         for (hour_s, name, model), spent in sorted(sums.items()):
-            values = {"hour_s": hour_s, "name": name, "model": model}
-            statement = _insert(engine)(usage).values(**values, **dataclasses.asdict(spent))
+            values = {"hour_s": hour_s, "region": region, "name": name, "model": model}
+            statement = insert_into(connection, usage).values(**values, **dataclasses.asdict(spent))
             summed = {field: usage.c[field] + statement.excluded[field] for field in SUMMED}
             connection.execute(
-                statement.on_conflict_do_update(
-                    index_elements=["hour_s", "name", "model"], set_=summed
-                )
+                statement.on_conflict_do_update(index_elements=list(values), set_=summed)
             )
+    return True
+
+
+def claim_batch(connection: sa.Connection, writer: str, number: int, now_s: float) -> bool:
+    """Whether this batch is new; marks it so in the same transaction, and forgets older marks."""
+    mark = insert_into(connection, batches).values(writer=writer, number=number, written_s=now_s)
+    # What comes back says whether it was new: drivers do not agree on the count of rows.
+    new = mark.on_conflict_do_nothing().returning(batches.c.number)
+    if connection.execute(new).first() is None:
+        return False
+    connection.execute(
+        batches.delete().where(
+            sa.or_(
+                sa.and_(batches.c.writer == writer, batches.c.number < number),
+                batches.c.written_s < now_s - MARKS_KEPT_S,
+            )
+        )
+    )
     return True
 
 
@@ -148,45 +169,29 @@ def read_usage(
     return sorted(found, key=lambda row: -(row.prompt_tokens + row.output_tokens))
 
 
-def add_decision(engine: sa.Engine, **values: object) -> None:
-    """Columns of `decisions` by name; the reason is cut at its length."""
-    values["reason"] = str(values["reason"])[:500]
-    with engine.begin() as connection:
-        connection.execute(decisions.insert().values(**values))
-
-
-def read_decisions(engine: sa.Engine, *, limit: int = 100) -> Sequence[Mapping[str, object]]:
-    """The newest first."""
-    statement = sa.select(decisions).order_by(decisions.c.at_s.desc()).limit(limit)
-    with engine.connect() as connection:
-        return [dict(row) for row in connection.execute(statement).mappings()]
-
-
-def add_replica_seconds(engine: sa.Engine, hour_s: int, region: str, seconds: float) -> None:
-    """On top of what that hour has."""
-    statement = _insert(engine)(replica_hours).values(
-        hour_s=hour_s, region=region, replica_seconds=seconds
-    )
-    summed = replica_hours.c.replica_seconds + statement.excluded.replica_seconds
-    with engine.begin() as connection:
-        connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=["hour_s", "region"], set_={"replica_seconds": summed}
-            )
-        )
-
-
-def read_replica_seconds(engine: sa.Engine, *, since_s: float = 0.0) -> Mapping[str, float]:
-    """Region -> seconds of replicas since then."""
+def read_usage_days(engine: sa.Engine, *, since_s: float = 0.0) -> list[UsageDay]:
+    """Sums of all keys by UTC day and region, of the hours from since_s on."""
+    day_s = usage.c.hour_s - usage.c.hour_s % DAY_S
     statement = (
-        sa.select(replica_hours.c.region, sa.func.sum(replica_hours.c.replica_seconds))
-        .where(replica_hours.c.hour_s >= int(since_s))
-        .group_by(replica_hours.c.region)
+        sa.select(
+            day_s.label("day_s"),
+            usage.c.region,
+            *(sa.func.sum(usage.c[field]).label(field) for field in SUMMED),
+        )
+        .where(usage.c.hour_s >= int(since_s))
+        .group_by(day_s, usage.c.region)
     )
     with engine.connect() as connection:
-        return {region: float(seconds) for region, seconds in connection.execute(statement)}
+        return [
+            UsageDay(
+                day_s=int(row.day_s),
+                region=row.region,
+                spent=Spent(**{field: int(getattr(row, field)) for field in SUMMED}),
+            )
+            for row in connection.execute(statement)
+        ]
 
 
-def _insert(engine: sa.Engine) -> type[sqlite.Insert | postgresql.Insert]:
+def insert_into(connection: sa.Connection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
     """Both dialects have ON CONFLICT, each with an insert of its own."""
-    return sqlite.Insert if engine.dialect.name == "sqlite" else postgresql.Insert
+    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)

@@ -12,11 +12,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-__all__ = ["ENTRIES_MAX", "HOUR_S", "OTHERS", "Spent", "Sums", "UsageKey"]
+__all__ = ["DEFAULT_REGION", "ENTRIES_MAX", "HOUR_S", "OTHERS", "Spent", "Sums", "UsageKey"]
 
 HOUR_S = 3600
 ENTRIES_MAX = 10_000
 OTHERS = "(others)"
+DEFAULT_REGION = "default"
+"""Of whoever has no [regions] name."""
 
 UsageKey = tuple[int, str, str]
 """(start of the hour in seconds since the epoch, key name, model); "" names no key."""

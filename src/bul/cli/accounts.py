@@ -13,12 +13,21 @@ from bul.cli.state_folder import DEFAULT_FOLDER
 if typing.TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from bul.accounts.book import RegionBook
     from bul.accounts.keeper import AccountsKeeper
     from bul.accounts.ledger import Ledger
     from bul.accounts.ring import KeyRing
     from bul.config import Settings
 
-__all__ = ["FILE_NAME", "Accounts", "kept_accounts", "open_accounts", "with_accounts"]
+__all__ = [
+    "FILE_NAME",
+    "Accounts",
+    "kept_accounts",
+    "open_accounts",
+    "open_if_there",
+    "region_name",
+    "with_accounts",
+]
 
 FILE_NAME = "accounts.db"
 LOAD_S = 5.0
@@ -27,11 +36,14 @@ LOAD_S = 5.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Accounts:
-    """Of one process. keeper: None without a database: then nothing is billed."""
+    """Of one process. keeper: None without a database: then nothing is billed. book: of a region's
+    supervisor.
+    """
 
     ring: KeyRing
     ledger: Ledger
     keeper: AccountsKeeper | None
+    book: RegionBook | None = None
 
     def stats(self) -> typing.Mapping[str, float]:
         """For the metrics; empty without a database."""
@@ -39,8 +51,12 @@ class Accounts:
 
 
 @contextlib.contextmanager
-def kept_accounts(settings: Settings) -> Iterator[Accounts]:
-    """Keys and ledger, kept up to date until the block ends; then what is left is written."""
+def kept_accounts(settings: Settings, *, has_book: bool = False) -> Iterator[Accounts]:
+    """Keys and ledger, kept up to date until the block ends; then what is left is written.
+
+    has_book: for the one process that writes a region's decisions and replica-hours.
+    """
+    from bul.accounts.book import RegionBook
     from bul.accounts.keeper import AccountsKeeper
     from bul.accounts.ledger import Ledger
     from bul.accounts.ring import KeyRing
@@ -51,14 +67,38 @@ def kept_accounts(settings: Settings) -> Iterator[Accounts]:
     if not url:
         yield Accounts(ring=ring, ledger=ledger, keeper=None)
         return
+    region = region_name(settings)
+    book = RegionBook(region) if has_book else None
     keeper = AccountsKeeper(
-        url, ring, ledger, clock=SystemClock(), interval_s=settings.accounts.interval_s
+        url,
+        ring,
+        ledger,
+        clock=SystemClock(),
+        interval_s=settings.accounts.interval_s,
+        region=region,
+        book=book,
+        keep_days=settings.accounts.keep_days,
     )
     try:
         keeper.wait_loaded(LOAD_S)
-        yield Accounts(ring=ring, ledger=ledger, keeper=keeper)
+        yield Accounts(ring=ring, ledger=ledger, keeper=keeper, book=book)
     finally:
         keeper.close()
+
+
+def region_name(settings: Settings) -> str:
+    """Under which a region's usage, decisions and hours are kept."""
+    from bul.accounts.usage import DEFAULT_REGION
+
+    return settings.regions.name or DEFAULT_REGION
+
+
+def open_if_there(settings: Settings) -> sa.Engine | None:
+    """As `open_accounts`, but None rather than a new file."""
+    folder = Path(settings.up.state_dir or DEFAULT_FOLDER)
+    if settings.accounts.database_url or (folder / FILE_NAME).exists():
+        return open_accounts(settings)
+    return None
 
 
 def open_accounts(settings: Settings) -> sa.Engine:

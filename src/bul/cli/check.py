@@ -11,11 +11,14 @@ from pathlib import Path
 
 import click
 
+from bul.cli.options import load as load_settings
+from bul.cli.options import setting
 from bul.cli.state_folder import DEFAULT_FOLDER
 
 if typing.TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from bul.config import Settings
     from bul.doctor.evidence import Looked
     from bul.doctor.findings import Baseline, Finding
 
@@ -25,14 +28,14 @@ _MARKS = {"pass": "✓", "fail": "✗", "unknown": "?"}
 
 
 def _looking(command: Callable[..., typing.Any]) -> Callable[..., typing.Any]:
-    flags = [
+    flags: list[Callable[..., typing.Any]] = [
         click.option("--url", default="http://127.0.0.1:8000", show_default=True),
         click.option(
             "--key-file",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
             help="A file that holds the operator's key.",
         ),
-        click.option("--state-dir", default="", help="Of the region, when it runs on this host."),
+        setting("up.state_dir", "--state-dir", help="Of the region, when it runs on this host."),
         click.option(
             "--baseline",
             type=click.Path(dir_okay=False, path_type=Path),
@@ -61,7 +64,8 @@ def _group(name: str, text: str) -> None:
     @_looking
     @click.option("--prometheus", default="", help="URL of the Prometheus that watches it.")
     @click.option("--session-header", default="x-session-id", show_default=True)
-    @click.option("--price-per-replica-hour", type=click.FloatRange(0.0))
+    @setting("scale.price_per_replica_hour", "--price-per-replica-hour")
+    @setting("accounts.database_url", "--database-url", help="Has the replica-hours.")
     @click.option("--budget-per-day", type=click.FloatRange(0.0))
     @click.option(
         "--markdown",
@@ -142,9 +146,13 @@ def _looked(given: typing.Mapping[str, typing.Any]) -> Looked:
     from bul.cli.live import read_key
     from bul.doctor.evidence import Looked
 
-    limits, limits_reason = _limits(given["state_dir"], given["url"])
+    settings = load_settings(given)
+    limits, limits_reason = _limits(settings.up.state_dir, given["url"])
     known, baseline_reason = _read_baseline(_baseline_file(given))
-    names = ("prometheus", "session_header", "price_per_replica_hour", "budget_per_day")
+    price, hours, basis = settings.scale.price_per_replica_hour or None, None, ""
+    if price is not None:
+        hours, basis = _replica_hours(settings)
+    names = ("prometheus", "session_header", "budget_per_day")
     return Looked(
         url=given["url"].rstrip("/"),
         key=read_key(given["key_file"]),
@@ -153,6 +161,9 @@ def _looked(given: typing.Mapping[str, typing.Any]) -> Looked:
         limits_reason=limits_reason,
         baseline=known,
         baseline_reason=baseline_reason,
+        price_per_replica_hour=price,
+        replica_hours_per_day=hours,
+        hours_basis=basis,
         **{name: given[name] for name in names if name in given},
     )
 
@@ -172,9 +183,32 @@ def _limits(state_dir: str, url: str) -> tuple[tuple[int, int] | None, str]:
     return (low, high), ""
 
 
+def _replica_hours(settings: Settings) -> tuple[float | None, str]:
+    """Of a day of this region, by its ledger, and what that rests on; None with the reason."""
+    from bul.accounts.costs import SPAN_S_MIN, last_day
+    from bul.accounts.records import read_replica_hours
+    from bul.cli.accounts import open_if_there, region_name
+    from bul.errors import AccountsUnavailable
+
+    region, now_s = region_name(settings), time.time()
+    try:
+        engine = open_if_there(settings)
+    except AccountsUnavailable as error:
+        return None, f"since {error.args[0]}"
+    if engine is None:
+        return None, "since there is no ledger here"
+    found = last_day(read_replica_hours(engine, region=region), now_s)
+    engine.dispose()
+    if found is None:
+        least = f"{SPAN_S_MIN / 60:.0f} minutes"
+        return None, f"since the ledger has no {least} of region {region}"
+    said = f"{found.replica_hours:,.2f} replica-hours in the last {found.span_s / 3600:.1f} h"
+    return found.per_day, f"{said}, by the ledger"
+
+
 def _baseline_file(given: typing.Mapping[str, typing.Any]) -> Path:
     chosen: Path | None = given["baseline"]
-    return chosen or Path(given["state_dir"] or DEFAULT_FOLDER) / "baseline.json"
+    return chosen or Path(load_settings(given).up.state_dir or DEFAULT_FOLDER) / "baseline.json"
 
 
 def _read_baseline(file: Path) -> tuple[Baseline | None, str]:

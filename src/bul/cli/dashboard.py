@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 if typing.TYPE_CHECKING:
+    from bul.cli.region_books import Hours
     from bul.config import Settings
     from bul.router.app import Router
 
@@ -22,6 +23,10 @@ def _none() -> Sequence[Mapping[str, object]]:
     return ()
 
 
+def _no_hours() -> Hours | None:
+    return None
+
+
 def start_dashboard(
     router: Router,
     settings: Settings,
@@ -29,8 +34,12 @@ def start_dashboard(
     name: str,
     decisions: Rows = _none,
     regions: Rows = _none,
+    hours: Callable[[], Hours | None] = _no_hours,
 ) -> asyncio.Task[None]:
-    """Cancel the task to end it. The page itself is open, since it holds no figures."""
+    """Cancel the task to end it. The page itself is open, since it holds no figures.
+
+    hours: what the region's book says, if it has one.
+    """
     from bul.clock import SystemClock
     from bul.dashboard.collect import Collector, content_policy, index_page
     from bul.dashboard.page import View
@@ -45,7 +54,8 @@ def start_dashboard(
     still = b"cache-control: no-store\r\nx-content-type-options: nosniff\r\n"
 
     def data() -> bytes:
-        return msgspec.json.encode(view.document(decisions=decisions(), regions=regions()))
+        document = view.document(decisions=decisions(), regions=regions(), hours=hours())
+        return msgspec.json.encode(document)
 
     router.more_pages = {
         b"/dashboard": Page(

@@ -15,12 +15,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bul.accounts.book import RegionBook
 from bul.cli.control import Control
 from bul.cli.dashboard import start_dashboard
 from bul.cli.drivers import Members, make_driver
 from bul.cli.events import EventLog
 from bul.cli.operations import Operations
 from bul.cli.persistence import persistence
+from bul.cli.region_books import RegionBooks
 from bul.cli.route import make_router
 from bul.cli.scaler import RegionScaler, scale_limits
 from bul.config import Settings, child_environment
@@ -47,7 +49,7 @@ class Region:
     """Start it, wait until it is ready, close it. One event loop, on the main thread.
 
     events gets a line per event. folder: the locked state folder. keys: those of the settings, and
-    of the database.
+    of the database. book: what is written of it there, if anything is.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Region:
         events: EventLog,
         folder: Path,
         keys: Mapping[str, str] | None = None,
+        book: RegionBook | None = None,
     ) -> None:
         self._keys = settings.keys if keys is None else keys
         self._settings = settings = _with_resume_secret(settings)
@@ -72,6 +75,7 @@ class Region:
         self.driver = make_driver(settings, replicas_max, lambda: self._process_driver(folder))
         self._members = Members(self.driver, self._on_member)
         self._following: asyncio.Task[None] | None = None
+        self._books = RegionBooks(book, self.driver, self._leads)
         self._control = Control(folder, Operations(self).handlers)
 
     @property
@@ -109,13 +113,23 @@ class Region:
         self._events.emit("router_listening", f"router listens on {self.url}", url=self.url)
         await self._start_replicas()
         await self._start_scaler()
+        self._books.start()
         self._start_dashboard()
 
     def _start_dashboard(self) -> None:
         assert self._router is not None
+        scaler_text = self._router.more_metrics
+        self._router.more_metrics = lambda: scaler_text() + self._books.text()
         self._dashboard = start_dashboard(
-            self._router, self._settings, name=f"BUL on {self.url}", decisions=self._decisions
+            self._router,
+            self._settings,
+            name=f"BUL on {self.url}",
+            decisions=self._decisions,
+            hours=self._books.hours,
         )
+
+    def _leads(self) -> bool:
+        return self.scaler is None or self.scaler.leads
 
     def _decisions(self) -> list[dict[str, object]]:
         return [] if self.scaler is None else self.scaler.shown()
@@ -164,6 +178,7 @@ class Region:
         if self.scaler is not None:
             await self.scaler.close()
         await self.driver.close()
+        await self._books.close()
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
@@ -236,7 +251,9 @@ class Region:
         limits, router = self._limits, self._router
         if limits is None or router is None:
             return
-        self.scaler = RegionScaler(self._settings, limits, self.driver, router, self._folder)
+        self.scaler = RegionScaler(
+            self._settings, limits, self.driver, router, self._folder, self._books.note
+        )
         await self.scaler.start(self._events)
         between = f"{limits.min_replicas} to {limits.max_replicas} replicas"
         does = "advises only" if self._settings.scale.advise else "scales"

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import time
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -107,12 +107,27 @@ def _without_attributes(settings: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in settings.items() if name not in ATTRIBUTES}
 
 
+def _nowhere(_: Record) -> None:
+    pass
+
+
 class RegionScaler:
-    """Start it when the region listens, close it before the driver. `scaler` does the deciding."""
+    """Start it when the region listens, close it before the driver. `scaler` does the deciding.
+
+    note: gets every record of the loop that leads, for the shared database.
+    """
 
     def __init__(
-        self, settings: Settings, limits: ScaleLimits, driver: Driver, router: Router, folder: Path
+        self,
+        settings: Settings,
+        limits: ScaleLimits,
+        driver: Driver,
+        router: Router,
+        folder: Path,
+        note: Callable[[Record], None] = _nowhere,
     ) -> None:
+        self._note = note
+        self._led: bool | None = None
         self._settings = settings
         self._events: EventLog | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -156,11 +171,17 @@ class RegionScaler:
 
     async def close(self) -> None:
         """No decision comes after this."""
+        self._led = self.scaler.leads
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.scaler.close()
         await self.source.close()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the region's one scaler; once closed, whether it was."""
+        return self.scaler.leads if self._led is None else self._led
 
     @contextlib.contextmanager
     def watching(self) -> typing.Iterator[asyncio.Queue[Record]]:
@@ -186,6 +207,8 @@ class RegionScaler:
 
     def _on_record(self, record: Record) -> None:
         self.metrics.add(record)
+        if self.leads:
+            self._note(record)
         for queue in self._watchers:
             if not queue.full():
                 queue.put_nowait(record)

@@ -131,12 +131,15 @@ def command(**values: object) -> None:
         settings = with_accounts(settings, folder)
         with (
             shared_cache(settings, folder, events) as settings,
-            kept_accounts(settings) as accounts,
+            kept_accounts(settings, has_book=True) as accounts,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop,
         ):
             from bul.cli.region import Region
 
-            loop.run(_up(lambda: Region(settings, events, folder, accounts.ring), settings, events))
+            def make_region() -> Region:
+                return Region(settings, events, folder, accounts.ring, accounts.book)
+
+            loop.run(_up(make_region, settings, events))
     events.emit("stopped", "stopped; nothing is left running")
 
 

@@ -133,10 +133,13 @@ class View:
         *,
         decisions: Sequence[Mapping[str, object]] = (),
         regions: Sequence[Mapping[str, object]] = (),
+        hours: tuple[int, float] | None = None,
     ) -> dict[str, object]:
-        """Plain values for JSON. decisions: the scaler's records, oldest first."""
+        """Plain values for JSON. decisions: the scaler's records, oldest first. hours: replicas
+        that are paid for now, and replica-seconds of this UTC day; None if nobody counts them.
+        """
         moments = list(self._moments)
-        replicas = moments[-1].replicas if moments else 0
+        paid = len(self._replicas) if hours is None else hours[0]
         return {
             "name": self._name,
             "times_s": [moment.at_s for moment in moments],
@@ -150,7 +153,11 @@ class View:
             "decisions": [one for one in decisions if one.get("direction") != "hold"],
             "last_decision": decisions[-1] if decisions else None,
             "regions": list(regions),
-            "cost_per_hour": None if self._price is None else self._price * replicas,
+            "cost_per_hour": None if self._price is None else self._price * paid,
+            "cost_today": None
+            if self._price is None or hours is None
+            else self._price * hours[1] / 3600.0,
+            "replica_hours_today": None if hours is None else hours[1] / 3600.0,
         }
 
     @staticmethod

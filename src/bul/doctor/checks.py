@@ -244,6 +244,8 @@ def _costs(evidence: Evidence) -> Said:
     if evidence.cost_per_day is None or evidence.budget_per_day is None:
         return _unknown(evidence, "costs", "give --price-per-replica-hour and --budget-per-day")
     said = f"{evidence.cost_per_day:,.2f} of {evidence.budget_per_day:,.2f} a day"
+    if evidence.cost_basis:
+        said += f": {evidence.cost_basis}"
     return ("pass" if evidence.cost_per_day <= evidence.budget_per_day else "fail"), said, following
 
 

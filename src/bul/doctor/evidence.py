@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bul.doctor.findings import Baseline, Coherency, Evidence, Monitor, ReplicaEvidence
 
-__all__ = ["Looked", "look", "probe_ttfts"]
+__all__ = ["Looked", "cost_of_a_day", "look", "probe_ttfts"]
 
 TIMEOUT = httpx.Timeout(30.0, connect=3.0)
 PROBES_PER_REPLICA, PROBES_MIN = 10, 20
@@ -36,7 +36,10 @@ _AWAY = (httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError, ValueError, Ke
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Looked:
-    """Where to look, and with which words nobody used before. salt: makes probes new prompts."""
+    """Where to look, and with which words nobody used before. salt: makes probes new prompts.
+
+    replica_hours_per_day: by the region's ledger, with what that is said to rest on; else None.
+    """
 
     url: str
     key: str
@@ -49,6 +52,8 @@ class Looked:
     baseline_reason: str = ""
     price_per_replica_hour: float | None = None
     budget_per_day: float | None = None
+    replica_hours_per_day: float | None = None
+    hours_basis: str = ""
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -75,7 +80,7 @@ async def look(looked: Looked, say: Say, now_s: float) -> Evidence:
         say("writing a prompt's KV on one replica and reading it on another")
         coherency, reasons["coherency"] = await _coherency(client, urls, model, looked.salt)
         monitor, reasons["monitoring"] = await _monitor(client, looked.prometheus)
-    price = looked.price_per_replica_hour
+    cost_per_day, cost_basis = cost_of_a_day(looked, len(urls))
     return Evidence(
         url=looked.url,
         now_s=now_s,
@@ -89,10 +94,21 @@ async def look(looked: Looked, say: Say, now_s: float) -> Evidence:
         ttft_ms=ttfts,
         monitor=monitor,
         coherency=coherency,
-        cost_per_day=None if price is None else len(urls) * 24.0 * price,
+        cost_per_day=cost_per_day,
+        cost_basis=cost_basis,
         budget_per_day=looked.budget_per_day,
         reasons={item: why for item, why in reasons.items() if why},
     )
+
+
+def cost_of_a_day(looked: Looked, replicas: int) -> tuple[float | None, str]:
+    """Of a day: by the ledger if it has something, else by the replicas that are there now."""
+    price, hours = looked.price_per_replica_hour, looked.replica_hours_per_day
+    if price is None:
+        return None, ""
+    if hours is not None:
+        return hours * price, looked.hours_basis
+    return replicas * 24.0 * price, f"{replicas} replicas now x 24 h, {looked.hours_basis}"
 
 
 async def probe_ttfts(looked: Looked, say: Say) -> list[float]:

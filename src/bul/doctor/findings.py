@@ -85,6 +85,7 @@ class Evidence:
 
     answered: replica -> probes that it answered through the router. sessions: for each probed
     session the replicas that answered it. limits: (least, most) replicas. hosts: of replicas.
+    cost_basis: what the cost of a day was reckoned from.
     """
 
     url: str
@@ -100,6 +101,7 @@ class Evidence:
     monitor: Monitor | None = None
     coherency: Coherency | None = None
     cost_per_day: float | None = None
+    cost_basis: str = ""
     budget_per_day: float | None = None
     reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

@@ -103,6 +103,11 @@ class IntelligentAutoScaler:
         self._acting_state: Any = None
         self._turn = asyncio.Lock()
 
+    @property
+    def leads(self) -> bool:
+        """Whether this loop is the one that may scale now; takes a free lease."""
+        return self._lease is None or self._lease.held()
+
     async def check_and_scale(self) -> Decision:
         """One tick. Does not raise for what the driver or the metrics do."""
         async with self._turn:
@@ -162,7 +167,7 @@ class IntelligentAutoScaler:
 
     async def _counts(self) -> tuple[tuple[int, int] | None, str]:
         """(ready, pending) as the driver shows them, or why this tick must not act."""
-        if self._lease is not None and not self._lease.held():
+        if not self.leads:
             return None, "another loop leads this region"
         if self.paused:
             return None, self.paused
