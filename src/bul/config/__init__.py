@@ -24,6 +24,7 @@ from bul.config.sections import (
     TimedConfig,
     UpConfig,
 )
+from bul.config.tracing import TracingConfig
 
 __all__ = [
     "EVICTION_POLICIES",
@@ -40,6 +41,7 @@ __all__ = [
     "ServeConfig",
     "Settings",
     "TimedConfig",
+    "TracingConfig",
     "UpConfig",
     "child_environment",
     "environment",

@@ -24,6 +24,7 @@ from bul.config.keys import KeyLimits, read_keys
 from bul.config.regions import RegionsConfig
 from bul.config.scale import ScaleConfig
 from bul.config.sections import KVCacheConfig, RouteConfig, ServeConfig, TimedConfig, UpConfig
+from bul.config.tracing import TracingConfig
 from bul.errors import ConfigError
 
 __all__ = [
@@ -57,6 +58,7 @@ SECTIONS: dict[str, type] = {
     "compose": ComposeConfig,
     "kubernetes": KubernetesConfig,
     "ray": RayConfig,
+    "tracing": TracingConfig,
 }
 KEYS_SECTION = "keys"
 
@@ -80,6 +82,7 @@ class Settings:
     compose: ComposeConfig = ComposeConfig()
     kubernetes: KubernetesConfig = KubernetesConfig()
     ray: RayConfig = RayConfig()
+    tracing: TracingConfig = TracingConfig()
     keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
     key_limits: Mapping[str, KeyLimits] = dataclasses.field(default_factory=dict)
     origins: Mapping[str, Origin] = dataclasses.field(default_factory=dict)
