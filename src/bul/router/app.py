@@ -32,7 +32,9 @@ from bul.router.prompt import Prompt, read_prompt, session_of
 from bul.router.quota import OverLimit, Quotas
 from bul.router.rates import Rates
 from bul.router.replica import IDLE_S, READY, REMOVED, Replica
+from bul.router.traced import make_exchange
 from bul.router.waiting import WaitingLine
+from bul.tracing import Tracer
 
 __all__ = ["Router"]
 
@@ -50,6 +52,7 @@ class Router:
 
     gate: says whether a request with these headers may read /replicas and /metrics. text_secret:
     of the region, the key of prompts' hints. resolve: of the names of `config.discover`.
+    tracer: begins requests' traces; None for none.
     """
 
     def __init__(
@@ -61,8 +64,10 @@ class Router:
         resume_secret: str | None = "",
         quotas: Quotas | None = None,
         resolve: Resolve = resolve_name,
+        tracer: Tracer | None = None,
     ) -> None:
         self.config = config
+        self.tracer = tracer
         self.url = ""
         self.coarse_s = 0.0
         """The time, as of the last sweep: deadlines are no finer than that."""
@@ -248,7 +253,10 @@ class Router:
             except OverLimit as over:
                 self._refuse(client, request, over)
                 return
-        exchange = Exchange(self, client, request, prompt, charge)
+        if self.tracer is None:
+            exchange = Exchange(self, client, request, prompt, charge)
+        else:
+            exchange = make_exchange(self.tracer, self, client, request, prompt, charge)
         client.exchange = exchange
         exchange.dispatch()
 

@@ -6,8 +6,9 @@ with the scores of all candidates and why the others were none; no text of a pro
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bul.config import RouteConfig
 from bul.router.prompt import CHUNK_TOKENS, Prompt
@@ -18,6 +19,7 @@ from bul.router.route import POLICIES, herd_homes, pick, score_prefix, score_ses
 __all__ = ["Judge"]
 
 Facts = Mapping[str, Sequence[float]]
+Asker = Callable[[Mapping[str, object]], Mapping[str, object]]
 NO_FACTS: Facts = {}
 TO_COMPUTE = "to_compute_tokens"
 
@@ -32,6 +34,16 @@ class Judge:
         self.to_compute = 0.0
         """Tokens of the prompt that was last picked for, left to compute for who was chosen."""
         self.explain: Callable[[Mapping[str, object]], None] | None = None
+        self._asker: Asker | None = None
+
+    @contextlib.contextmanager
+    def asked_by(self, asker: Asker) -> Iterator[None]:
+        """Within, decisions are told to `asker` first, and what it returns is shown beside them."""
+        before, self._asker = self._asker, asker
+        try:
+            yield
+        finally:
+            self._asker = before
 
     def pick(
         self, ready: Sequence[Replica], prompt: Prompt, tried: Sequence[Replica], now_s: float
@@ -53,14 +65,17 @@ class Judge:
             chosen = candidates[index]
             tokens = facts.get(TO_COMPUTE)
             self.to_compute = tokens[index] if tokens else prompt.tokens
-        if self.explain is not None:
-            document = self._explained(candidates, scores, facts) | {
+        if self.explain is not None or self._asker is not None:
+            document: dict[str, object] = self._explained(candidates, scores, facts) | {
                 "tokens": prompt.tokens,
                 "turn": turn,
                 "chosen": chosen and chosen.url,
                 "left_out": _left_out(ready, candidates, tried),
             }
-            self.explain(document)
+            if self._asker is not None:
+                document |= self._asker(document)
+            if self.explain is not None:
+                self.explain(document)
         return chosen
 
     def _scores(

@@ -14,6 +14,7 @@ from bul.router.app import Router
 from bul.router.quota import Quotas
 from bul.testing.upstreams import FakeUpstream
 from bul.testing.waiting import until
+from bul.tracing import Tracer
 
 __all__ = ["CHAT", "RawClient", "RouterNet", "post"]
 
@@ -79,12 +80,13 @@ class RouterNet:
         *upstreams: FakeUpstream | str,
         wait: bool = True,
         quotas: Quotas | None = None,
+        tracer: Tracer | None = None,
         **settings: Any,
     ) -> Router:
         """A router over these fakes, or over replicas at these URLs."""
         settings = {"port": 0, "probe_interval_s": 0.05, "header_timeout_s": 5.0} | settings
         urls = tuple(found if isinstance(found, str) else found.url for found in upstreams)
-        router = Router(RouteConfig(replicas=urls, **settings), quotas=quotas)
+        router = Router(RouteConfig(replicas=urls, **settings), quotas=quotas, tracer=tracer)
         await router.start()
         self._stack.push_async_callback(router.stop)
         if wait:
