@@ -23,6 +23,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from bul.tracing import Span
+
 __all__ = ["Buffer", "NoCache", "PrefixCache", "PrefixMatch", "RequestFacts"]
 
 Buffer = bytes | bytearray | memoryview
@@ -35,6 +37,7 @@ class RequestFacts:
 
     tenant: the key's name, "" for none. prompt_tokens, output_tokens_max: as asked.
     priority: "interactive", "batch" or "prefetch". session: the client's own id, "" if unknown.
+    span: under which what is done for it is told; None unless its trace is sampled.
     """
 
     tenant: str = ""
@@ -42,6 +45,7 @@ class RequestFacts:
     output_tokens_max: int = 0
     priority: str = "interactive"
     session: str = ""
+    span: Span | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 class PrefixMatch(Protocol):

@@ -40,6 +40,7 @@ from bul.cache.pins import Pins
 from bul.cache.placement import PrefillRate
 from bul.cache.resident import Resident
 from bul.cache.shares import TenantShares
+from bul.cache.traced import match_told, under_match
 from bul.cache.values import ValueStore
 from bul.clock import Clock, SystemClock
 from bul.config import KVCacheConfig
@@ -151,12 +152,16 @@ class UltraAdaptiveKVCacheEngine:
             self.tick()
         now_s = self._clock.now_s()
         self._ahead.asked(now_s)
+        if facts.span is not None:
+            facts = under_match(facts, len(keys) * self.config.block_tokens)
         with self._lock:
             flight = self._flights.start(keys, facts, now_s)
             waits = not flight.settled
         self._call_due()
         if waits:
             self._keep_house()
+        if facts.span is not None:
+            self.when_settled(flight, match_told(flight, self.config.block_tokens))
         return EngineMatch(self, flight)
 
     def set_blocks(

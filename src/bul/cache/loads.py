@@ -21,6 +21,7 @@ from bul.cache.contract import Tier
 from bul.cache.flights import Flight, Flights
 from bul.cache.keeper import Keeper
 from bul.cache.lane import Lane
+from bul.cache.traced import LoadFacts, load_told, skip_told
 from bul.clock import Clock
 from bul.errors import TierUnavailable
 
@@ -34,10 +35,12 @@ class _Load:
         "deadline_s",
         "done",
         "end",
+        "first",
         "flight",
         "index",
         "lane",
         "next",
+        "outcome",
         "parts",
         "size",
         "started_s",
@@ -53,7 +56,21 @@ class _Load:
         self.end = len(flight.keys)
         self.parts: dict[int, list[Buffer | None]] = {}
         self.size = 0
+        self.outcome = ""
         self.done = False
+        self.first = self.next
+
+    def facts(self, now_s: float) -> LoadFacts:
+        """For its span, at its end."""
+        return LoadFacts(
+            tier=self.lane.tier.name,
+            started_s=self.started_s,
+            ended_s=now_s,
+            asked_blocks=len(self.flight.keys) - self.first,
+            blocks=self.next - self.first,
+            size_bytes=self.size,
+            outcome=self.outcome or ("hit" if self.size else "miss"),
+        )
 
 
 class Loads:
@@ -105,6 +122,8 @@ class Loads:
                 self._live.add(load)
                 lane.read(functools.partial(self._begin, load))
                 return True
+            if flight.facts.span is not None:
+                self.flights.due.append(skip_told(flight.facts.span, lane.tier.name))
         return False
 
     def tick(self, now_s: float) -> None:
@@ -113,6 +132,7 @@ class Loads:
         for load in list(self._live):
             if load.lane in hung or now_s >= load.deadline_s:
                 self.timeouts_total += 1
+                load.outcome = "timed_out"
                 self._end(load, now_s)
                 self.flights.loaded(load.flight)
 
@@ -120,6 +140,7 @@ class Loads:
         """End all loads; their flights settle with what has come. Under the lock."""
         now_s = self._clock.now_s()
         for load in list(self._live):
+            load.outcome = "closed"
             self._end(load, now_s)
             self.flights.loaded(load.flight)
 
@@ -133,11 +154,12 @@ class Loads:
             if not there:
                 lane.nothing_there()
         except TierUnavailable:
-            there = 0
+            there, load.outcome = 0, "unavailable"
         with self._lock:
             load.end = load.next + there
             if load.done or not self._is_worth_it(load, there):
                 load.end = load.next
+                load.outcome = load.outcome or ("refused" if there else "miss")
             starts = range(load.next, load.end, max(1, self._window_blocks))
             if not starts:
                 self._land(load)
@@ -169,7 +191,7 @@ class Loads:
         try:
             blocks = load.lane.call("read", functools.partial(self.read, tier, keys))
         except TierUnavailable:
-            blocks = [None] * len(keys)
+            blocks, load.outcome = [None] * len(keys), "unavailable"
         with self._lock:
             if not load.done:
                 load.parts[start] = blocks
@@ -231,3 +253,5 @@ class Loads:
             load.lane.gate.observe(load.size, now_s - load.started_s)
         load.parts.clear()
         self._live.discard(load)
+        if (span := load.flight.facts.span) is not None:
+            self.flights.due.append(load_told(span, load.facts(now_s)))

@@ -30,6 +30,7 @@ class ActiveRequest:
     tokens: prompt, then output. [0, position) of them is computed in `slot`; of the prompt,
     [0, cached_tokens) was loaded. `stored_blocks` of the prompt need no storing. The last
     `resumed_tokens` of the prompt are output of another replica. [0, posted) was in a delta.
+    admitted_s, imported_s, first_token_s: when that was; 0.0 for not yet.
     """
 
     request: GenerateRequest
@@ -50,6 +51,9 @@ class ActiveRequest:
     cached_tokens: int = 0
     stored_blocks: int = 0
     prefill_s: float = 0.0
+    admitted_s: float = 0.0
+    imported_s: float = 0.0
+    first_token_s: float = 0.0
     done: bool = False
 
     @property

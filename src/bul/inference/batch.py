@@ -63,9 +63,11 @@ class Batch:
         """Give the request a slot and load what was matched. Needs a free slot."""
         slot = active.slot = self._free.pop()
         self.running[slot] = active
+        active.admitted_s = self._clock.now_s()
         try:
             self._core.clear(slot)
             self._load(active, slot)
+            active.imported_s = self._clock.now_s()
         except Exception as error:  # noqa: BLE001 - the loop outlives any fault of the core
             self.fail((active,), error)
 
@@ -103,6 +105,7 @@ class Batch:
                 sampling, drawn = active.request.sampling, active.resumed_tokens
                 self._core.start_sampling(slot, sampling, drawn)
                 token = self._core.sample(slot)
+                active.first_token_s = self._clock.now_s()
                 self._step(active, slot, token, before_retiring=self._store_prompt)
         except Exception as error:  # noqa: BLE001 - the loop outlives any fault of the core
             self.fail((active,), error)
@@ -239,6 +242,8 @@ class Batch:
     ) -> None:
         if first >= len(keys):
             return
+        span = active.request.facts.span
+        started_s = self._clock.now_s() if span is not None else 0.0
         try:
             blocks = self._core.export_blocks(slot, first, len(keys))
         except Exception:  # noqa: BLE001 - a reply does not depend on keeping its blocks
@@ -246,6 +251,9 @@ class Batch:
             return
         self._cache.set_blocks(keys, first, blocks, active.request.facts)
         self._counters.blocks_stored_total += len(blocks)
+        if span is not None:
+            stored = {"bul.blocks": len(blocks), "bul.bytes": len(blocks) * self._core.block_bytes}
+            span.add("bul.cache.store", started_s, self._clock.now_s(), stored)
 
 
 _STOP: Final[FinishReason] = "stop"

@@ -36,6 +36,7 @@ from bul.inference.counters import RunnerCounters
 from bul.inference.fail_open import FailOpenCache
 from bul.inference.outbox import Outbox, Postman
 from bul.inference.resumed import ended_with, text_after
+from bul.inference.traced import tell
 
 __all__ = ["BatchingRunner"]
 
@@ -307,6 +308,8 @@ class BatchingRunner:
         self._release(active)
         if active.request.use_cache:
             self._cache.finish(active.keys, active.output_tokens, active.request.facts)
+        if active.request.facts.span is not None:
+            tell(active, self._clock.now_s())
         del self._live[active]
         with self._gate:
             self._live_count -= 1

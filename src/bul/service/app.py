@@ -40,7 +40,9 @@ from bul.service.openai import BODY_BYTES_MAX, Job, parse_chat, parse_completion
 from bul.service.prompts import prompt_tokens, text_chars
 from bul.service.replies import Reply
 from bul.service.resuming import Wanted, check_job, read_body
+from bul.service.traced import tell_generation, tell_job, traced
 from bul.service.wishes import priority, wants_cache
+from bul.tracing import Tracer, id_of
 
 __all__ = ["ReplicaApp"]
 
@@ -72,6 +74,7 @@ class ReplicaApp:
         events: BlockEvents | None = None,
         bill: Callable[[str, str, Spent], None] = lambda _tenant, _model, _spent: None,
         gauges: Callable[[], Mapping[str, float]] = dict,
+        tracer: Tracer | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._config = config
@@ -84,6 +87,7 @@ class ReplicaApp:
         self._events = events or BlockEvents()
         self._bill = bill
         self._more_gauges = gauges
+        self._tracer = tracer
         self._metrics = ServiceMetrics(gauges=self._gauges, cache=self._cache_figures)
         self._window = Window(started_s=self._clock.now_s())
         self._cpu = CpuMeter()
@@ -158,7 +162,7 @@ class ReplicaApp:
     async def _fail(self, exchange: Exchange, error: Exception, request_id: str) -> None:
         failure = replies.failure_of(error, request_id)
         if failure.status == 500:
-            log_failure(error, request_id)
+            log_failure(error, request_id, id_of(exchange.span))
         if exchange.status:
             await exchange.end(replies.error_event(failure))
             exchange.status = failure.status  # counted as what it was, though sent as 200
@@ -246,6 +250,12 @@ class ReplicaApp:
     async def _generate(
         self, exchange: Exchange, parse: Callable[..., Job], tenant: str, request_id: str
     ) -> None:
+        with traced(self._tracer, exchange, request_id):
+            await self._generate_traced(exchange, parse, tenant, request_id)
+
+    async def _generate_traced(
+        self, exchange: Exchange, parse: Callable[..., Job], tenant: str, request_id: str
+    ) -> None:
         runner = self._runner()
         wanted = await read_body(exchange, self._resume_secret)
         job = parse(wanted.body, context_tokens=runner.core.context_tokens)
@@ -279,7 +289,9 @@ class ReplicaApp:
             priority=priority(exchange),
             context_tokens=runner.core.context_tokens,
             resumed=wanted.sent.tokens if wanted.sent else (),
+            span=exchange.span,
         )
+        tell_job(exchange, job, len(requests))
         reply = Reply(
             kind=job.kind,
             request_id=request_id,
@@ -299,6 +311,7 @@ class ReplicaApp:
                 await generation.answer_whole(exchange)
             whole = True
         finally:
+            tell_generation(exchange, generation)
             failed = not (whole or exchange.gone)
             self._count(generation, tenant, started_s, whole=whole, failed=failed)
 

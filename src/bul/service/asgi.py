@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
 from bul.errors import InvalidRequest
+from bul.tracing import Span
 
 __all__ = ["ASGIReceive", "ASGISend", "ClientGone", "Exchange", "Message"]
 
@@ -26,9 +27,11 @@ class ClientGone(Exception):
 
 
 class Exchange:
-    """One request and its answer. `status` is 0 until the answer has begun."""
+    """One request and its answer. `status` is 0 until the answer has begun. span: of its trace."""
 
-    __slots__ = ("_receive", "_send", "gone", "headers", "method", "path", "query", "status")
+    __slots__ = (
+        "_receive", "_send", "gone", "headers", "method", "path", "query", "span", "status",
+    )  # fmt: skip
 
     def __init__(self, scope: Message, receive: ASGIReceive, send: ASGISend) -> None:
         self.method: str = scope["method"]
@@ -37,6 +40,7 @@ class Exchange:
         self.headers: list[tuple[bytes, bytes]] = scope["headers"]
         self.status = 0
         self.gone = False
+        self.span: Span | None = None
         self._receive = receive
         self._send = send
 

@@ -26,9 +26,10 @@ def failure_headers(failure: Failure, request_id: str) -> tuple[tuple[bytes, byt
     return tuple(headers)
 
 
-def log_failure(error: Exception, request_id: str) -> None:
+def log_failure(error: Exception, request_id: str, trace_id: str = "") -> None:
     """Where it happened, and in our own words if they are ours."""
     source = error.__cause__ or error
     words = str(source) if isinstance(source, BulError) else type(source).__name__
     frames = "".join(traceback.format_tb(source.__traceback__))
-    logger.error("request %s failed: %s\n%s", request_id, words, frames)
+    request = f"{request_id} (trace_id {trace_id})" if trace_id else request_id
+    logger.error("request %s failed: %s\n%s", request, words, frames)

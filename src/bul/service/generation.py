@@ -22,6 +22,7 @@ from bul.service import replies
 from bul.service.asgi import Exchange
 from bul.service.openai import Job
 from bul.service.replies import Choice, Reply, Timing
+from bul.tracing import Span
 
 __all__ = ["Generation", "Observer", "requests_of"]
 
@@ -38,11 +39,11 @@ class Observer(Protocol):
 def requests_of(
     job: Job, prompts: Sequence[Sequence[int]], *, request_id: str, tenant: str, salt: bytes,
     use_cache: bool, context_tokens: int, resumed: Sequence[int] = (),
-    priority: str = PRIORITIES[0],
+    priority: str = PRIORITIES[0], span: Span | None = None,
 ) -> list[GenerateRequest]:  # fmt: skip
     """One request per choice, prompt by prompt; choices of one prompt get seeds of their own.
 
-    resumed: what another replica has generated of the only choice.
+    resumed: what another replica has generated of the only choice. span: of all of them.
     """
     found: list[GenerateRequest] = []
     for prompt in prompts:
@@ -54,6 +55,7 @@ def requests_of(
             output_tokens_max=max_tokens,
             session=job.session,
             priority=priority,
+            span=span if span is not None and span.sampled else None,
         )
         for choice in range(job.n):
             seed = job.sampling.seed

@@ -19,6 +19,7 @@ from bul.inference.timed import TimedCore
 from bul.service.app import ReplicaApp
 from bul.service.cache_events import BlockEvents
 from bul.service.server import ReplicaServer, bind
+from bul.tracing import Tracer
 
 __all__ = ["INSTANT", "ReplicaUnderTest", "running_replica"]
 
@@ -66,6 +67,7 @@ async def running_replica(
     core: TimedCore | None = None,
     tiers: Sequence[Tier] = (),
     cache_config: KVCacheConfig | None = None,
+    tracer: Tracer | None = None,
 ) -> AsyncIterator[ReplicaUnderTest]:
     """Serve until the block ends; then drain for nothing and stop everything."""
     core = core or TimedCore(serve, timed)
@@ -81,7 +83,12 @@ async def running_replica(
         core, cache, waiting_max=serve.waiting_max, request_deadline_s=serve.request_deadline_s
     )
     app = ReplicaApp(
-        serve, keys=keys, resume_secret=resume_secret, cache=lambda: cache, events=events
+        serve,
+        keys=keys,
+        resume_secret=resume_secret,
+        cache=lambda: cache,
+        events=events,
+        tracer=tracer,
     )
     server = ReplicaServer(app, bind(serve, keys or {}))
     await server.start()
