@@ -20,6 +20,8 @@ from bul import errors
 from bul.accounts.book import RegionBook
 from bul.cli.main import root
 from bul.cli.region_books import books_text
+from bul.cli.tracing import HELP
+from bul.cli.tracing import metrics_text as traces_text
 from bul.config import RouteConfig, is_secret
 from bul.config.load import SECTIONS
 from bul.router.app import Router
@@ -127,6 +129,7 @@ def router_metrics_page() -> str:
     capacity = Capacity(prefill_tokens_per_s=1.0, output_tokens_per_s=1.0, slots=1)
     sent = metrics_text(Router(RouteConfig())) + scaler.text(capacity=capacity, cold_start_s=1.0)
     sent += books_text(RegionBook("").stats())
+    sent += traces_text(dict.fromkeys(HELP, 0.0))
     kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", sent, re.MULTILINE))
     rows = "\n".join(
         f"| `{name}` | {kinds[name]} | {what} |"
@@ -136,8 +139,8 @@ def router_metrics_page() -> str:
         f"# Metrics of a router and its scaler\n\n{MADE}\n\n`GET /metrics` of a router; with keys "
         "set it is for the operator's. `bul_router_replica_*` carry the label `replica`, a URL of "
         "the router's own list; `bul_scaler_*` are there when the region scales itself, and those "
-        "of decisions carry `direction`; `bul_region_*` when `bul up` has a database. A replica's "
-        "own are in [metrics](metrics.md).\n\n"
+        "of decisions carry `direction`; `bul_region_*` when `bul up` has a database; "
+        "`bul_trace_*` when `[tracing]` is set. A replica's own are in [metrics](metrics.md).\n\n"
         f"| metric | type | what |\n|---|---|---|\n{rows}\n"
     )
 

@@ -25,6 +25,7 @@ from bul.cli.persistence import persistence
 from bul.cli.region_books import RegionBooks
 from bul.cli.route import make_router
 from bul.cli.scaler import RegionScaler, scale_limits
+from bul.cli.tracing import Tracing
 from bul.config import Settings, child_environment
 from bul.errors import ConfigError, DriverError
 from bul.router.app import Router
@@ -49,7 +50,8 @@ class Region:
     """Start it, wait until it is ready, close it. One event loop, on the main thread.
 
     events gets a line per event. folder: the locked state folder. keys: those of the settings, and
-    of the database. book: what is written of it there, if anything is.
+    of the database. book: what is written of it there, if anything is. traces: of the router; the
+    replicas make their own.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class Region:
         folder: Path,
         keys: Mapping[str, str] | None = None,
         book: RegionBook | None = None,
+        traces: Tracing | None = None,
     ) -> None:
         self._keys = settings.keys if keys is None else keys
+        self._traces = traces
         self._settings = settings = _with_resume_secret(settings)
         self._events = events
         self._changed = asyncio.Event()
@@ -277,7 +281,7 @@ class Region:
 
     async def _start_router(self) -> None:
         settings, port = self._settings, self._settings.route.port
-        self._router = make_router(settings, self._keys)
+        self._router = make_router(settings, self._keys, self._traces)
         try:
             await self._router.start()
         except ConfigError:
@@ -286,7 +290,8 @@ class Region:
             text = f"port {port} is taken: the router takes a free one"
             self._events.emit("router_port_taken", text, port=port)
             free = dataclasses.replace(settings.route, port=0)
-            self._router = make_router(dataclasses.replace(settings, route=free), self._keys)
+            settings = dataclasses.replace(settings, route=free)
+            self._router = make_router(settings, self._keys, self._traces)
             await self._router.start()
 
     def _on_child(self, event: ChildEvent) -> None:

@@ -15,6 +15,7 @@ from bul.cli.options import setting
 
 if typing.TYPE_CHECKING:
     from bul.cli.events import EventLog
+    from bul.cli.tracing import Tracing
     from bul.config import Settings
     from bul.router.app import Router
 
@@ -66,6 +67,7 @@ def command(**values: object) -> None:
 
     from bul.cli.accounts import kept_accounts
     from bul.cli.events import EventLog
+    from bul.cli.tracing import tracing
     from bul.errors import ConfigError
 
     settings = load_settings(values)
@@ -76,17 +78,23 @@ def command(**values: object) -> None:
     _raise_file_limit()
     with (
         kept_accounts(settings) as accounts,
+        tracing(settings, "router") as traces,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        router = make_router(settings, accounts.ring)
+        router = make_router(settings, accounts.ring, traces)
         runner.run(_route(router, EventLog(settings.up.log_format)))
 
 
-def make_router(settings: Settings, keys: typing.Mapping[str, str] | None = None) -> Router:
+def make_router(
+    settings: Settings,
+    keys: typing.Mapping[str, str] | None = None,
+    traces: Tracing | None = None,
+) -> Router:
     """A router for these settings, not started. Raises ConfigError for an open bind without a
     key. /replicas and /metrics add up all tenants, so only the operator's key opens them.
     """
     from bul.blocks.text_chain import text_secret
+    from bul.cli.tracing import metrics_text
     from bul.router.app import Router
     from bul.router.quota import Quotas
     from bul.service.auth import Gate, check_bind
@@ -105,7 +113,10 @@ def make_router(settings: Settings, keys: typing.Mapping[str, str] | None = None
         resume_secret=settings.resume_secret,
         text_secret=text_secret(settings.serve.cache_secret),
         quotas=Quotas(settings.key_limits, gate.tenant_of),
+        tracer=traces.tracer if traces is not None else None,
     )
+    if traces is not None and traces.tracer is not None:
+        router.more_metrics = lambda: metrics_text(traces.stats())
     if settings.route.explain:
         router.judge.explain = _explain
     return router

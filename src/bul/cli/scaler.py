@@ -152,7 +152,8 @@ class RegionScaler:
         self.scaler.target_latency_p95 = settings.scale.slo_ttft_ms
         for name in ATTRIBUTES & limits.settings.keys():
             setattr(self.scaler, name, limits.settings[name])
-        router.more_metrics = self._metrics_text
+        others = router.more_metrics
+        router.more_metrics = lambda: others() + self._metrics_text()
 
     def shown(self) -> list[dict[str, object]]:
         """What the live page shows: the last changes, and the last decision whatever it was."""

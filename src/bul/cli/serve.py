@@ -14,6 +14,7 @@ if typing.TYPE_CHECKING:
     from bul.cache.engine import UltraAdaptiveKVCacheEngine
     from bul.cli.accounts import Accounts
     from bul.cli.events import EventLog
+    from bul.cli.tracing import Tracing
     from bul.config import KVCacheConfig, Settings
     from bul.inference.contract import ModelCore, Runner
 
@@ -60,15 +61,16 @@ def command(**values: object) -> None:
 
 def _serve(settings: Settings) -> None:
     from bul.cli.accounts import kept_accounts
+    from bul.cli.tracing import tracing
     from bul.config import environment
     from bul.scaling.drivers.allocator import use_one_heap
 
     use_one_heap(environment())  # before there are threads
-    with kept_accounts(settings) as accounts:
-        _serve_with(settings, accounts)
+    with kept_accounts(settings) as accounts, tracing(settings, "replica") as traces:
+        _serve_with(settings, accounts, traces)
 
 
-def _serve_with(settings: Settings, accounts: Accounts) -> None:
+def _serve_with(settings: Settings, accounts: Accounts, traces: Tracing) -> None:
     from bul.blocks.text_chain import text_secret
     from bul.cli.cache_engine import open_cache_engine
     from bul.cli.events import EventLog
@@ -99,7 +101,8 @@ def _serve_with(settings: Settings, accounts: Accounts) -> None:
         cache=lambda: engines[0] if engines else None,
         events=told,
         bill=lambda *used: accounts.ledger.record(clock.wall_s(), *used),
-        gauges=accounts.stats,
+        gauges=lambda: {**accounts.stats(), **traces.stats()},
+        tracer=traces.tracer,
         identities=lambda: _stored_identities(engines[0].config) if engines else [],
     )
 

@@ -117,6 +117,7 @@ def command(**values: object) -> None:
     from bul.cli.events import EventLog
     from bul.cli.shared_server import shared_cache
     from bul.cli.state_folder import state_folder
+    from bul.cli.tracing import tracing
 
     settings = load_settings(values)
     events = EventLog(settings.up.log_format)
@@ -132,12 +133,13 @@ def command(**values: object) -> None:
         with (
             shared_cache(settings, folder, events) as settings,
             kept_accounts(settings, has_book=True) as accounts,
+            tracing(settings, "router") as traces,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop,
         ):
             from bul.cli.region import Region
 
             def make_region() -> Region:
-                return Region(settings, events, folder, accounts.ring, accounts.book)
+                return Region(settings, events, folder, accounts.ring, accounts.book, traces)
 
             loop.run(_up(make_region, settings, events))
     events.emit("stopped", "stopped; nothing is left running")
