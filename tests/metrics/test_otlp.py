@@ -135,6 +135,23 @@ async def test_a_collector_that_hangs_costs_drops_and_no_wait() -> None:
         assert exporter.stats()["trace_spans_dropped_total"] == 201
 
 
+async def test_an_answer_without_end_is_not_read_to_its_end() -> None:
+    async with Collector() as collector:
+        exporter = Exporter(TracingConfig(endpoint=collector.endpoint, **SOON), "router")
+
+        async def endless(_request: bytes, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n")
+            while True:
+                writer.write(bytes(65536))
+                await writer.drain()
+
+        collector.behaviour = endless
+        _spans(_tracer(exporter), 3)
+        await eventually("it is done with", lambda: not exporter.stats()["trace_spans_waiting"])
+        assert exporter.stats()["trace_spans_sent_total"] == 3
+        await _closed(exporter)
+
+
 async def test_nobody_at_the_endpoint_costs_drops_alone() -> None:
     async with Collector() as collector:
         endpoint = collector.endpoint

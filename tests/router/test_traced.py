@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +14,9 @@ import pytest
 from bul.router.exchange import Exchange
 from bul.router.hedge import SEEN_MIN
 from bul.router.traced import TracedExchange
+from bul.testing.replica import running_replica
 from bul.testing.router_net import RouterNet, post
+from bul.testing.tcp_proxy import FaultProxy, Faults
 from bul.testing.upstreams import answering, raw, silent, streaming
 from bul.testing.waiting import until
 from bul.tracing import Span, Tracer
@@ -100,6 +104,7 @@ async def test_what_is_not_sampled_leaves_nothing_and_the_replica_is_told_so(
     [
         b"traceparent: %b\r\n" % CANARY,
         b"traceparent: \r\n",
+        b"",
         b"traceparent: %b\r\ntraceparent: %b\r\n" % (GOOD, GOOD),
         b"traceparent: %b, %b\r\n" % (GOOD, GOOD),
         b"traceparent: %b%b\r\n" % (GOOD, b"-x" * 500),
@@ -172,6 +177,41 @@ async def test_a_hedged_request_shows_who_was_silent(net: RouterNet) -> None:
     assert hedge.attributes["bul.replica"] == second.url
     both = [span for span in traces.tries() if span.trace_id == hedge.trace_id]
     assert [span.attributes.get("bul.answered", False) for span in both] == [False, True]
+
+
+async def test_a_resumed_stream_shows_where_it_broke_off_and_where_it_went_on(
+    net: RouterNet,
+) -> None:
+    traces, served = Traces(), Traces(share=0.0)
+    async with contextlib.AsyncExitStack() as stack:
+        proxies = []
+        for _ in range(2):
+            running = running_replica(tracer=served.tracer)
+            replica = await stack.enter_async_context(running)
+            proxies.append(await stack.enter_async_context(FaultProxy("127.0.0.1", replica.port)))
+        router = await net.router(
+            *(proxy.url for proxy in proxies),
+            policy="round_robin",
+            probe_interval_s=60.0,
+            tracer=traces.tracer,
+        )
+        proxies[0].to_client = Faults(cut_at=1500)
+        messages = [{"role": "user", "content": "tell me a story " * 9}]
+        body: dict[str, Any] = {"model": "bul-timed", "messages": messages}
+        body |= {"max_tokens": 16, "temperature": 0, "stream": True}
+        while not router.resumed:  # the second one at most begins at the one that breaks off
+            client = await net.client(router)
+            await client.send(post(json.dumps(body).encode(), extra=b"connection: close\r\n"))
+            assert b"[DONE]" in await client.rest()
+        await until(lambda: len(served.named("bul.replica.request")) == len(traces.tries()))
+    [resume] = [span for span in traces.tries() if span.attributes["bul.try"] == "resume"]
+    first, second = [span for span in traces.tries() if span.trace_id == resume.trace_id]
+    assert second is resume
+    assert (first.error, second.error) == ("the replica closed the connection", "")
+    found = {span.parent_id: span for span in served.named("bul.replica.request")}
+    assert {found[first.span_id].trace_id, found[second.span_id].trace_id} == {resume.trace_id}
+    [request] = [s for s in traces.named("bul.router.request") if s.trace_id == resume.trace_id]
+    assert request.error == ""
 
 
 async def test_waiting_in_line_is_a_span_and_so_is_being_turned_away(net: RouterNet) -> None:

@@ -32,8 +32,7 @@ __all__ = ["TracedExchange", "make_exchange"]
 PATHS = frozenset((b"/v1/chat/completions", b"/v1/completions", b"/v1/models", b"/v1/embeddings"))
 """Told as they are; a path is a client's word, and may hold anything."""
 PARENT = HEADER + b":"
-END = len(PARENT)
-STATE = b"tracestate"
+STATE = b"tracestate:"
 
 
 def make_exchange(
@@ -49,8 +48,8 @@ def make_exchange(
     """
     parents, lines = _without_parents(request.lines)
     span = tracer.start("bul.router.request", parents)
-    if parents and not span.parent_id:  # W3C: without its trace a tracestate means nothing
-        lines = [line for line in lines if _name(line) != STATE]
+    if not span.parent_id:  # W3C: without its trace a tracestate means nothing
+        lines = _without(STATE, lines)
     if not span.sampled and router.judge.explain is None:
         request.lines = [*lines, _line(span)]
         return Exchange(router, client, request, prompt, charge)
@@ -238,14 +237,20 @@ class TracedExchange(Exchange):
 
 def _without_parents(lines: list[bytes]) -> tuple[list[bytes], list[bytes]]:
     """The values of traceparent, and the other lines."""
-    if not any(line[:END].lower() == PARENT for line in lines):
+    others = _without(PARENT, lines)
+    if others is lines:
         return [], lines
-    parents = [line[END:].strip() for line in lines if line[:END].lower() == PARENT]
-    return parents, [line for line in lines if line[:END].lower() != PARENT]
+    end = len(PARENT)
+    return [line[end:].strip() for line in lines if line[:end].lower() == PARENT], others
 
 
-def _name(line: bytes) -> bytes:
-    return line.partition(b":")[0].lower()
+def _without(name: bytes, lines: list[bytes]) -> list[bytes]:
+    """`lines` themselves if none of them begins with `name`."""
+    end = len(name)
+    for line in lines:
+        if line[:end].lower() == name:
+            return [line for line in lines if line[:end].lower() != name]
+    return lines
 
 
 def _line(span: Span) -> bytes:
