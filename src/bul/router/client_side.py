@@ -75,6 +75,9 @@ class ClientSide:
     def shed(self) -> None:
         """Turn the client away: there is no place in line, or not in time."""
         self._leave_line()
+        if not self._router.ready:
+            self._no_replica()
+            return
         self._router.shed += 1
         retry_after_s = self._router.waiting.retry_after_s()
         message = "all replicas are busy; try again later"

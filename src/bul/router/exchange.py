@@ -70,7 +70,7 @@ class Exchange(ClientSide):
 
     def dispatch(self) -> None:
         """Send the request to the replica that the policy picks; wait in line if none has room,
-        answer 503 if none is ready.
+        answer 503 if none is ready, nor may be in a moment.
         """
         router = self._router
         self._in_line = False
@@ -79,10 +79,10 @@ class Exchange(ClientSide):
             self._send(replica)
         elif self._rival is not None:
             self._promote_rival()
-        elif all(found in self._tried for found in router.ready):
-            self._no_replica()
-        else:
+        elif any(r.may_have_room_soon for r in router.replicas if r not in self._tried):
             self._wait_in_line()
+        else:
+            self._no_replica()
 
     def hedge(self, now_s: float) -> None:
         """Ask a second replica as well if it is time. That costs from the retry budget, unless the

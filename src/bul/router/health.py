@@ -5,6 +5,9 @@ Refuses to wait for probes where a request has already seen the answer: a refuse
 takes a replica out at once (`exchange.py`), and three broken answers in a row for a while that
 doubles (`Prober.eject`). Probes alone bring it back.
 
+A probe whose time-out itself came late says nothing of the replica: our own loop stood still, and
+the answer may lie unread.
+
 A server that has no `/ready` (vLLM, SGLang, llama-server) answers 404; that it answers is enough,
 and nobody asks it for tokens.
 """
@@ -30,12 +33,19 @@ DEEP_FAILURES_MAX = 2
 NOT_OURS = "not ours"
 HEADERS_MAX = 32
 TIMED_OUT = "timed out"
+LATE = "late"
+LATE_S = 0.1
+"""A time-out later than this was not the replica's: the loop, or the whole machine, was busy."""
 SLOTS_HEADER = b"x-bul-slots"
 """How many requests the replica batches."""
 
 
 async def probe(replica: Replica, timeout_s: float, path: bytes = b"/ready") -> str:
-    """One of "ready", "unready", "down", "timed out" and "not ours": no such page, but a server."""
+    """One of "ready", "unready", "down", "timed out", "not ours" (no such page, but a server) and
+    "late": nobody knows.
+    """
+    loop = asyncio.get_running_loop()
+    due_s = loop.time() + timeout_s
     writer: asyncio.StreamWriter | None = None
     slots = 0
     try:
@@ -50,7 +60,7 @@ async def probe(replica: Replica, timeout_s: float, path: bytes = b"/ready") -> 
             line = await reader.readline()
             slots = await _slots(reader)
     except TimeoutError:
-        return TIMED_OUT
+        return LATE if loop.time() > due_s + LATE_S else TIMED_OUT
     except (OSError, ValueError):
         return DOWN
     finally:
@@ -137,12 +147,16 @@ class Prober:
     def saw(self, outcome: str) -> None:
         """Judge one probe's outcome."""
         replica = self._replica
+        if outcome == LATE:
+            return
         if outcome == TIMED_OUT:
             self._timeouts += 1
             if self._timeouts >= TIMEOUTS_MAX:
+                replica.is_silent = True
                 replica.set_state(DOWN)
             return
         self._timeouts = 0
+        replica.is_silent = False
         outcome = READY if outcome == NOT_OURS else outcome
         if outcome == READY and self._now_s() < replica.ejected_until_s:
             return

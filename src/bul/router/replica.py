@@ -35,6 +35,7 @@ IDLE_S = 4.0
 class Replica:
     """Mutable, one per URL. `in_flight` is counted at dispatch.
 
+    is_silent: its last probes were neither answered nor refused.
     on_change: called when the state changed, so that the list of ready ones is made anew.
     residency_tokens: how much KV it probably keeps. limit: of requests under way.
     stream_gaps: those of all replicas, which this one's are like until it has shown its own.
@@ -50,6 +51,7 @@ class Replica:
         "host",
         "idle",
         "in_flight",
+        "is_silent",
         "limit",
         "on_change",
         "port",
@@ -74,6 +76,7 @@ class Replica:
         self.authority = f"{shown}:{self.port}".encode()
         self.header_line = b"x-bul-replica: " + self.url.encode() + b"\r\n"
         self.state = UNKNOWN
+        self.is_silent = False
         self.on_change = on_change
         self.in_flight = 0
         self.limit = limit or ConcurrencyLimit(256)
@@ -84,6 +87,13 @@ class Replica:
         self.ejected_until_s = 0.0
         self.idle: list[UpstreamConnection] = []
         self.residency = Residency(residency_tokens * BYTES_PER_TOKEN // CHUNK_BYTES)
+
+    @property
+    def may_have_room_soon(self) -> bool:
+        """Whether waiting for it makes sense: it is ready but full, nobody probed it yet, or it
+        only does not answer.
+        """
+        return self.state in (READY, UNKNOWN) or (self.state == DOWN and self.is_silent)
 
     def set_state(self, state: str) -> None:
         """One that is down or removed loses its idle connections, which may lead to a process

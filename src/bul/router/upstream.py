@@ -15,6 +15,7 @@ import typing
 import httptools
 
 from bul.inference.resume import HEADER as RESUME_HEADER
+from bul.router.health import LATE_S
 from bul.router.hedge import Percentile
 from bul.router.http1 import HOP_BY_HOP, Request
 from bul.router.replica import Replica
@@ -99,11 +100,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.abort()
 
     async def _dial(self, data: bytes, within_s: float) -> None:
-        loop, replica = asyncio.get_running_loop(), self.replica
-        try:
-            async with asyncio.timeout(within_s):
-                await loop.create_connection(lambda: self, replica.host, replica.port)
-        except OSError:  # TimeoutError is one
+        if not await self._connected(within_s):
             exchange, self.exchange = self.exchange, None
             if exchange is not None:
                 self._dialling = None
@@ -113,8 +110,24 @@ class UpstreamConnection(asyncio.Protocol):
         if self.exchange is None or self.transport is None:
             self.close()  # given up in the moment in which it came
             return
-        self.since_s = loop.time()
+        self.since_s = asyncio.get_running_loop().time()
         self.transport.write(data)
+
+    async def _connected(self, within_s: float) -> bool:
+        """A deadline that comes late itself says that our loop stood still and looked at no
+        socket: it is set once more.
+        """
+        loop, replica = asyncio.get_running_loop(), self.replica
+        due_s = loop.time() + within_s
+        dial = loop.create_task(loop.create_connection(lambda: self, replica.host, replica.port))
+        try:
+            done, _ = await asyncio.wait({dial}, timeout=within_s)
+            if not done and loop.time() > due_s + LATE_S:
+                done, _ = await asyncio.wait({dial}, timeout=within_s)
+        finally:
+            dial.cancel()
+            dial.add_done_callback(_hear_out)
+        return bool(done) and dial.exception() is None
 
     @property
     def may_add_event(self) -> bool:
@@ -354,3 +367,9 @@ class UpstreamConnection(asyncio.Protocol):
         self.exchange = None
         exchange.upstream_lost(self, reason)
         self.close()
+
+
+def _hear_out(task: asyncio.Task[object]) -> None:
+    """Of a dial that was given up in the moment in which it failed, nobody asks the reason."""
+    if not task.cancelled():
+        task.exception()
