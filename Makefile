@@ -25,8 +25,10 @@ demo: setup ## Real conversations with the cache on and off, a table, exit
 	@exec $(BIN)/bul demo
 
 test: servers lint ## The whole gate, the same that CI runs
-	@echo "[tests] all but the nightly ones (5 to 8 minutes on 2 cores)"
-	@$(PYTEST)
+	@echo "[tests] the fast ones, on all cores (1 to 2 minutes)"
+	@$(PYTEST) -q -n auto -m "not slow and not nightly"
+	@echo "[tests] the slow ones, which start real processes, one after the other (10 minutes on 2 cores)"
+	@$(PYTEST) -q -m "slow and not nightly"
 
 check: setup-dev lint ## Format, lint, types, layers, tidy, fast tests: under a minute
 	@$(PYTEST) -q -n auto -m "not slow and not nightly"
