@@ -96,6 +96,18 @@ async def test_a_cancelled_replacement_is_taken_back(driver: ProcessDriver, plan
     assert await names(driver) == ["replica-0", "replica-1"]
 
 
+async def test_one_that_is_cancelled_while_its_process_starts_leaves_nothing(
+    driver: ProcessDriver,
+) -> None:
+    replacing = asyncio.create_task(driver.replace("replica-0"))
+    await asyncio.sleep(0)
+    assert driver.pids["replica-2"] == 0
+    replacing.cancel()
+    await asyncio.gather(replacing, return_exceptions=True)
+    assert await names(driver) == ["replica-0", "replica-1"]
+    await asyncio.wait_for(driver.until_settled(), 20)
+
+
 async def test_a_spare_does_not_count_when_the_driver_scales_meanwhile(
     driver: ProcessDriver,
 ) -> None:

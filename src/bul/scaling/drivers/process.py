@@ -163,9 +163,10 @@ class ProcessDriver:
             self._spares.add(index)
         try:
             await child.start()
-        except DriverError:
+        except (DriverError, asyncio.CancelledError):  # a cancelled start leaves no process
             del self._children[index]
             self._spares.discard(index)
+            self._wake()
             raise
         return index
 
