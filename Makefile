@@ -35,7 +35,7 @@ check: setup-dev lint ## Format, lint, types, layers, tidy, fast tests: under a 
 
 nightly: servers torch ## The long runs
 	@tools/test-servers.sh nightly
-	@$(PYTEST) -m nightly
+	@$(PYTEST) -m nightly --timeout 0
 
 .PHONY: torch
 torch: setup-dev
