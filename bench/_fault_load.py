@@ -33,10 +33,11 @@ class Sample:
 class OpenLoop:
     """Requests at even distances against one URL; kept connections, one per request under way."""
 
-    def __init__(self, url: str, *, max_tokens: int) -> None:
+    def __init__(self, url: str, *, max_tokens: int, model: str = "bul-timed") -> None:
         host, _, port = url.removeprefix("http://").partition(":")
         self._where = host, int(port)
         self._max_tokens = max_tokens
+        self._model = model
         self._idle: list[RawClient] = []
         self._asked = 0
 
@@ -81,7 +82,7 @@ class OpenLoop:
         content = f"Question {self._asked % 64}, please?"
         return msgspec.json.encode(
             {
-                "model": "bul-timed",
+                "model": self._model,
                 "messages": [{"role": "user", "content": content}],
                 "max_tokens": self._max_tokens,
                 "temperature": 0,

@@ -1,6 +1,6 @@
 """What users lose when replicas die, restart, freeze or drown: lost requests and the slowest one.
 
-    make bench-faults                             four to five minutes; bench/out/faults.json
+    make bench-faults                             ten to twelve minutes; bench/out/faults.json
     .venv/bin/python bench/faults.py --quick      a smoke run, about a minute
     .venv/bin/python bench/faults.py --only kill --only sigstop
 
@@ -21,6 +21,15 @@ Real `bul up` and `bul serve` processes on the timed engine, real nginx. Rows:
     overload_5x_limit_set  the same with route.in_flight_max = 12, instead of a limit that is found
     control_no_shedding  the same without limits and queues: must collapse
     kill_real, rolling_restart_real, sigstop_real  200 requests of each on the real model
+    nginx_front_real   200 requests on the real model, half of them streams: nginx in front of three
+                       replicas, one restarts in place, one is added and one removed
+    control_guide_nginx_real  the guide's snippet, one restarts in place: must lose some
+    overload_5x_real   some 200 requests on the real model, five times what two replicas of one
+                       thread can do, held against an SLO of 1.5 s
+    control_no_shedding_real  the same without limits and queues: must collapse
+    herd_real          200 equal cold prompts at once on the real model: `computed_times` is how
+                       often a full block was computed, 1.05 at most
+    control_herd_least_conn_real  the same by `least_conn`: each replica computes it
 
 `failed` counts answers that were not whole or not 200. With overload_5x being turned away is the
 service's duty, so there `failed` counts what got neither an answer nor a 429 or 503.
@@ -39,25 +48,35 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
-from _fault_load import OpenLoop, Sample, allow_many_files
-from _fault_real import kill_one, real_kill, real_rolling_restart, real_sigstop
+from _fault_load import allow_many_files
+from _fault_nginx import Behind, behind_nginx
+from _fault_overload import Overload, overload
+from _fault_real import (
+    kill_one,
+    real_herd,
+    real_kill,
+    real_nginx,
+    real_overload,
+    real_rolling_restart,
+    real_sigstop,
+)
 
-from bul.router.nginx import NginxFront, render
-from bul.testing.nginx import free_port, guide_conf, running_nginx
 from bul.testing.region_process import BulProcess, bul_process, region_process
-from bul.testing.replica_set import ReplicaSet
 from bul.testing.request_load import RequestLoad
 
 HERE = Path(__file__).resolve().parent
 SLO_S = 1.0
 REAL_SLO_S = 4.0
 """Of the real model on two shared cores."""
+HERD_SLO_S = 45.0
+"""200 tails one after the other on one thread."""
 FAST = {"BUL_TIMED_DECODE_TOKENS_PER_S": "200"}
 NO_RETRY = {"BUL_ROUTE_RETRY_SHARE": "0", "BUL_ROUTE_RETRIES_AT_LEAST": "0"}
 SHEDDING = {"BUL_ROUTE_FIRST_BYTE_TARGET_S": "0.5", "BUL_ROUTE_QUEUE_DEADLINE_S": "0.3"}
+SHEDDING_REAL = {"BUL_ROUTE_FIRST_BYTE_TARGET_S": "1.0", "BUL_ROUTE_QUEUE_DEADLINE_S": "0.4"}
 LIMIT_SET = {"BUL_ROUTE_IN_FLIGHT_MAX": "12"}
 NO_SHEDDING = {
     "BUL_ROUTE_IN_FLIGHT_MAX": "1000000",
@@ -69,8 +88,9 @@ NO_RESUME = {"BUL_ROUTE_RESUME_STREAMS": "false"}
 NO_HEDGING = {"BUL_ROUTE_HEDGE_DELAY_MIN_S": "0"}
 FROZEN_S = 4.0
 THAW_S = 3.0
-RECOVERY_S = 12.0
-"""Half the peak's load after the overload."""
+ROW_S_MAX = 150.0
+BENCH_S_MAX = 720.0
+SAY_EVERY_S = 10.0
 
 Row = dict[str, object]
 Bench = Callable[[Path, bool], Awaitable[Row]]
@@ -191,43 +211,24 @@ async def control_no_hedging(folder: Path, quick: bool) -> Row:
     return await freezing(folder, NO_HEDGING, 1 if quick else 2)
 
 
-async def behind_nginx(folder: Path, *, ours: bool) -> Row:
-    def conf(urls: list[str]) -> str:
-        if not ours:
-            return guide_conf(urls, port, folder)
-        listen = f"127.0.0.1:{port}"
-        return render(NginxFront(upstreams=urls, listen=listen, folder=str(folder)))
-
-    port, file = free_port(), folder / "nginx.conf"
-    async with contextlib.AsyncExitStack() as stack:
-        replicas = ReplicaSet(folder, stack, FAST)
-        await replicas.start("a", "b", "c")
-        file.write_text(conf(replicas.urls))
-        nginx = await stack.enter_async_context(running_nginx(file, port))
-        async with RequestLoad(
-            nginx.url, clients=8, max_tokens=16, stream_every=2, keep=False
-        ) as load:
-            await load.more(100)
-            for name in ("a", "b", "c"):
-                await replicas.restart_in_place(name)
-                await load.more(100)
-            if ours:
-                await replicas.start("d")
-                await nginx.reload(conf(replicas.urls))
-                await load.more(200)
-                replicas.forget("a")
-                await nginx.reload(conf(replicas.urls))
-                await replicas.remove("a")
-            await load.more(200)
-    return row(load)
+TIMED_BEHIND = Behind(
+    engine="timed",
+    environ=FAST,
+    model="bul-timed",
+    clients=8,
+    max_tokens=16,
+    restarts=("a", "b", "c"),
+    between=100,
+    in_all=0,
+)
 
 
 async def nginx_front(folder: Path, _quick: bool) -> Row:
-    return await behind_nginx(folder, ours=True)
+    return row(await behind_nginx(folder, TIMED_BEHIND, ours=True))
 
 
 async def control_guide_nginx(folder: Path, _quick: bool) -> Row:
-    return await behind_nginx(folder, ours=False)
+    return row(await behind_nginx(folder, TIMED_BEHIND, ours=False))
 
 
 async def overloading(folder: Path, environ: dict[str, str], overload_s: float) -> Row:
@@ -235,39 +236,11 @@ async def overloading(folder: Path, environ: dict[str, str], overload_s: float) 
     16 users get in a closed loop.
     """
     environ = {"BUL_TIMED_DECODE_TOKENS_PER_S": "50"} | environ
+    asked = Overload(
+        slo_s=SLO_S, clients=16, max_tokens=8, model="bul-timed", overload_s=overload_s
+    )
     async with region(folder, 2, environ) as (_, url):
-        async with RequestLoad(url, clients=16, max_tokens=8) as closed:
-            await closed.more(20)
-            began_s, before = time.monotonic(), closed.answers
-            await asyncio.sleep(6.0)
-            peak = (closed.answers - before) / (time.monotonic() - began_s)
-        assert peak > 0, f"nobody was answered: {closed.lost[:1]}"
-        loop = OpenLoop(url, max_tokens=8)
-        samples = await loop.run((5 * peak, overload_s), (peak / 2, RECOVERY_S))
-        loop.close()
-    return overload_row(samples, peak, overload_s)
-
-
-def overload_row(every: list[Sample], peak: float, overload_s: float) -> Row:
-    """recovery_s: from the end of the overload to the last request that was not kept."""
-    samples = [sample for sample in every if sample.due_s < overload_s]
-    after = [sample for sample in every if sample.due_s >= overload_s]
-    kept = [sample for sample in samples if sample.kept(SLO_S)]
-    accepted = sorted(sample.latency_s for sample in samples if sample.status == 200)
-    bad = [sample.due_s - overload_s for sample in after if not sample.kept(SLO_S)]
-    p95_s = accepted[int(0.95 * (len(accepted) - 1))] if accepted else 0.0
-    return {
-        "requests": len(samples),
-        "failed": sum(sample.status not in (200, 429, 503) for sample in samples),
-        "slowest_ms": round(max(accepted, default=0.0) * 1000, 1),
-        "goodput_share": round(len(kept) / overload_s / peak, 4),
-        "slo_ms": SLO_S * 1000,
-        "accepted": len(accepted),
-        "accepted_p95_ms": round(p95_s * 1000, 1),
-        "peak_per_s": round(peak, 1),
-        "overload_s": overload_s,
-        "recovery_s": round(max(bad, default=0.0), 2),
-    }
+        return await overload(url, asked)
 
 
 async def overload_5x(folder: Path, quick: bool) -> Row:
@@ -298,6 +271,30 @@ async def sigstop_real(folder: Path, _quick: bool) -> Row:
     return row(await real_sigstop(folder), REAL_SLO_S)
 
 
+async def nginx_front_real(folder: Path, _quick: bool) -> Row:
+    return row(await real_nginx(folder, ours=True), REAL_SLO_S)
+
+
+async def control_guide_nginx_real(folder: Path, _quick: bool) -> Row:
+    return row(await real_nginx(folder, ours=False), REAL_SLO_S)
+
+
+async def overload_5x_real(folder: Path, _quick: bool) -> Row:
+    return await real_overload(folder, SHEDDING_REAL)
+
+
+async def control_no_shedding_real(folder: Path, _quick: bool) -> Row:
+    return await real_overload(folder, NO_SHEDDING)
+
+
+async def herd_real(folder: Path, _quick: bool) -> Row:
+    return await real_herd(folder, {}, HERD_SLO_S)
+
+
+async def control_herd_least_conn_real(folder: Path, _quick: bool) -> Row:
+    return await real_herd(folder, {"BUL_ROUTE_POLICY": "least_conn"}, HERD_SLO_S)
+
+
 BENCHES: tuple[Bench, ...] = (
     kill,
     control_no_retry,
@@ -315,40 +312,81 @@ BENCHES: tuple[Bench, ...] = (
     kill_real,
     rolling_restart_real,
     sigstop_real,
+    nginx_front_real,
+    control_guide_nginx_real,
+    overload_5x_real,
+    control_no_shedding_real,
+    herd_real,
+    control_herd_least_conn_real,
 )
 
 
-def measure(bench: Bench, quick: bool) -> Row:
+def measure(bench: Bench, quick: bool, left_s: float) -> Row:
     """One row, by a fresh event loop in a fresh folder; a bench that cannot run says so."""
-    name = bench.__name__
-    print(f"[faults] {name}", file=sys.stderr)
     began_s = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="bul-faults-") as folder:
-            found = asyncio.run(asyncio.wait_for(bench(Path(folder), quick), 180))
+            running = shown(bench.__name__, bench(Path(folder), quick))
+            found = asyncio.run(asyncio.wait_for(running, min(left_s, ROW_S_MAX)))
     except (AssertionError, OSError, TimeoutError) as error:
         found = {"error": f"{error!r}"[:500]}
-    return {"name": name, **found, "seconds": round(time.monotonic() - began_s, 1)}
+    return {"name": bench.__name__, **found, "seconds": round(time.monotonic() - began_s, 1)}
+
+
+async def shown(name: str, running: Awaitable[Row]) -> Row:
+    """The same, with a line on stderr at the start, at the end, and now and then between."""
+    began_s = time.monotonic()
+
+    async def tell() -> None:
+        while True:
+            say(f"{name}: {time.monotonic() - began_s:.0f} s")
+            await asyncio.sleep(SAY_EVERY_S)
+
+    telling = asyncio.create_task(tell())
+    try:
+        found = await running
+        say(f"{name}: {found['failed']} of {found['requests']} failed")
+        return found
+    finally:
+        telling.cancel()
+
+
+def say(text: str) -> None:
+    print(f"[faults] {text}", file=sys.stderr, flush=True)
+
+
+def measure_all(benches: Sequence[Bench], quick: bool) -> list[Row]:
+    """A row each. Rows whose turn comes too late are not begun, and say so."""
+    end_s = time.monotonic() + BENCH_S_MAX
+    rows: list[Row] = []
+    for bench in benches:
+        left_s = end_s - time.monotonic()
+        late = {"name": bench.__name__, "error": "its turn came too late", "seconds": 0.0}
+        rows.append(measure(bench, quick, left_s) if left_s > 0 else late)
+    return rows
 
 
 def show(rows: list[Row]) -> None:
     head = ("requests", "failed", "slowest_ms", "goodput_share", "seconds")
-    print(f"{'':23}" + "".join(f"{name:>14}" for name in head))
+    print(f"{'':31}" + "".join(f"{name:>14}" for name in head))
     for found in rows:
         if "error" in found:
-            print(f"{found['name']:23}could not run: {found['error']}")
+            print(f"{found['name']:31}could not run: {found['error']}")
         else:
-            print(f"{found['name']:23}" + "".join(f"{found[name]:>14}" for name in head))
+            print(f"{found['name']:31}" + "".join(f"{found[name]:>14}" for name in head))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", action="append", help="a row's name; may be repeated")
+    names = [bench.__name__ for bench in BENCHES]
+    parser.add_argument(
+        "--only", action="append", choices=names, metavar="ROW", help="a row's name; repeatable"
+    )
     options = parser.parse_args()
     allow_many_files()
     wanted = [b for b in BENCHES if not options.only or b.__name__ in options.only]
-    rows = [measure(bench, options.quick) for bench in wanted]
+    rows = measure_all(wanted, options.quick)
     show(rows)
     out = HERE / "out"
     out.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""`bul serve` processes on the timed engine, for whatever stands in front of several replicas.
+"""`bul serve` processes on the timed or another engine, for what stands before several replicas.
 
 Refuses to supervise: a replica that ends stays gone until it is started again.
 """
@@ -17,12 +17,22 @@ __all__ = ["ReplicaSet"]
 
 
 class ReplicaSet:
-    """Replicas by name, in the folder of their test. environ: of each, such as rates."""
+    """Replicas by name, in the folder of their test. environ: of each, such as rates. start_s:
+    how long one may take to be ready.
+    """
 
     def __init__(
-        self, folder: Path, stack: contextlib.AsyncExitStack, environ: Mapping[str, str]
+        self,
+        folder: Path,
+        stack: contextlib.AsyncExitStack,
+        environ: Mapping[str, str],
+        *,
+        engine: str = "timed",
+        start_s: float = 60.0,
     ) -> None:
         self._environ = environ
+        self._engine = engine
+        self._start_s = start_s
         self._folder = folder
         self._stack = stack
         self._running: dict[str, BulProcess] = {}
@@ -55,7 +65,8 @@ class ReplicaSet:
         await self._start(name, port=port)
 
     async def _start(self, name: str, port: int) -> None:
-        arguments = ["serve", "--engine", "timed", "--port", str(port), "--log-format", "json"]
+        arguments = ["serve", "--engine", self._engine, "--port", str(port)]
+        arguments += ["--log-format", "json"]
         process = bul_process(arguments, self._folder, self._environ)
         self._running[name] = await self._stack.enter_async_context(process)
-        self._urls[name] = (await self._running[name].wait_for("ready"))["url"]
+        self._urls[name] = (await self._running[name].wait_for("ready", self._start_s))["url"]

@@ -41,8 +41,9 @@ class RawClient:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def answer(self) -> tuple[int, dict[bytes, bytes], bytes]:
-        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 10)
+    async def answer(self, *, silent_s: float = 10.0) -> tuple[int, dict[bytes, bytes], bytes]:
+        """Status, headers and body. Raises TimeoutError if nothing comes for `silent_s`."""
+        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), silent_s)
         lines = head.split(b"\r\n")
         headers = {}
         for line in lines[1:-2]:
