@@ -291,7 +291,7 @@ class Exchange(ClientSide):
         upstream.ahead = replica.in_flight
         upstream.to_compute = router.judge.to_compute
         if prompt.hints:
-            replica.residency.add(prompt.hints, router.coarse_s)
+            router.judge.sent(prompt, replica, router.coarse_s)
         self.deadline_s = now_s + router.config.response_timeout_s
         upstream.kind = kind = router.first_bytes.kind(prompt, upstream.to_compute)
         self.hedge_s = now_s + router.first_bytes.delay_s(prompt, kind)

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bul.config import RouteConfig
+from bul.router.homes import FITS_MIN, Homes
 from bul.router.prompt import CHUNK_TOKENS, Prompt
 from bul.router.rates import Rates
 from bul.router.replica import Replica
@@ -25,12 +26,13 @@ TO_COMPUTE = "to_compute_tokens"
 
 
 class Judge:
-    """Keeps nothing but the turn, by which ties go round, and its last answer's cost."""
+    """Keeps the turn, by which ties go round, its last answer's cost, and where prompts were."""
 
     def __init__(self, config: RouteConfig, rates: Rates) -> None:
         self._policy = config.policy
         self._rates = rates
         self._turn = itertools.count()
+        self._homes: Homes[Replica] = Homes()
         self.to_compute = 0.0
         """Tokens of the prompt that was last picked for, left to compute for who was chosen."""
         self.explain: Callable[[Mapping[str, object]], None] | None = None
@@ -78,6 +80,11 @@ class Judge:
                 self.explain(document)
         return chosen
 
+    def sent(self, prompt: Prompt, replica: Replica, now_s: float) -> None:
+        """`replica` gets `prompt`, which has hints."""
+        replica.residency.add(prompt.hints, now_s)
+        self._homes.add(prompt.hints, replica)
+
     def _scores(
         self, candidates: Sequence[Replica], prompt: Prompt, now_s: float
     ) -> tuple[list[float], Facts]:
@@ -118,14 +125,33 @@ class Judge:
         herd: list[float] = []
         if any(matched) and any(replica.residency.computing for replica in candidates):
             herd = _computing_tokens(candidates, prompt, matched, now_s)
+        best = max(matched)
+        left = self._left_tokens(candidates, prompt, matched, best) if best < len(hints) else []
         scores = score_prefix(
             tokens,
             in_flight,
             per_token_ms=self._rates.per_token_ms,
             per_request_ms=self._rates.per_request_ms,
             herd=herd if any(herd) else (),
+            left=left,
         )
-        return scores, {TO_COMPUTE: tokens, "computing_tokens": herd}
+        return scores, {TO_COMPUTE: tokens, "computing_tokens": herd, "left_tokens": left}
+
+    def _left_tokens(
+        self, candidates: Sequence[Replica], prompt: Prompt, matched: Sequence[int], best: int
+    ) -> list[float]:
+        """What its last home had of the prompt, beyond what anybody has; empty if nobody had."""
+        hints = prompt.hints
+        found = self._homes.find(hints, best)
+        if found is None:
+            return []
+        home, chunks = found
+        if home not in candidates or home.residency.hints_max < FITS_MIN * len(hints):
+            return []
+        had = [0.0] * len(candidates)
+        index = candidates.index(home)
+        had[index] = (chunks - matched[index]) * CHUNK_TOKENS
+        return had
 
     def _explained(
         self, candidates: Sequence[Replica], scores: Sequence[float], facts: Facts

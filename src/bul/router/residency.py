@@ -29,11 +29,11 @@ class Residency:
     their last use. `told` is set by whoever follows the replica's events.
     """
 
-    __slots__ = ("_cold", "_hints_max", "_sent", "told")
+    __slots__ = ("_cold", "_sent", "hints_max", "told")
 
     def __init__(self, hints_max: int) -> None:
         assert hints_max >= 0
-        self._hints_max = hints_max
+        self.hints_max = hints_max
         self._sent: dict[int, float] = {}
         self._cold: set[int] = set()
         self.told: Container[int] | None = None
@@ -78,7 +78,7 @@ class Residency:
         if told is None:
             self._add_unwatched(hints, now_s)
             return
-        for hint in reversed(hints[: self._hints_max]):
+        for hint in reversed(hints[: self.hints_max]):
             gone = hint not in told and not self._is_recent(hint, now_s)
             since_s = None if gone else sent.get(hint)
             sent.pop(hint, None)
@@ -91,7 +91,7 @@ class Residency:
     def _add_unwatched(self, hints: Sequence[int], now_s: float) -> None:
         """The same where nothing is told: each request comes here, so it is kept short."""
         sent, cold, pop = self._sent, self._cold, self._sent.pop
-        for hint in reversed(hints[: self._hints_max]):
+        for hint in reversed(hints[: self.hints_max]):
             since_s = pop(hint, None)
             if since_s is None:
                 cold.add(hint)
@@ -101,7 +101,7 @@ class Residency:
 
     def _shrink(self) -> None:
         sent = self._sent
-        while len(sent) > self._hints_max:
+        while len(sent) > self.hints_max:
             oldest = next(iter(sent))
             del sent[oldest]
             self._cold.discard(oldest)

@@ -10,6 +10,8 @@ replica that holds it, so a filter comes first: nobody may have more than 1.25 t
 under way (bounded loads, Mirrokni et al., arXiv:1608.01350), beyond the few that any batch takes.
 Beside three replicas with 8 under way, the holder of a hot prefix takes a 12th request; the 13th
 makes a second home for it. A token computed away from home costs more than its own time.
+Who comes back after its blocks have left goes where they were, unless somebody else has clearly
+less to do: the policy there learns from it (`homes.py`).
 
 A herd is the exception: while a prefix that nobody holds is being computed for somebody, whoever
 comes with the same one goes there too and waits for its blocks, instead of computing them again
@@ -50,6 +52,8 @@ STORED_TWICE = 4.0
 """What a token costs that is computed away from home: it is stored a second time there, and pushes
 something out that somebody will have to compute again. Found on moon_conv (`make bench-routing`):
 with 1, four replicas keep 0.95 of what one cache of their sum would save, with 4 0.99; TTFT too."""
+HOME_AHEAD = 2.0
+"""So many requests more may the replica have that had the prompt before."""
 HERD_SHARE = 0.5
 """Of what a prompt would cost elsewhere, at least so much must be under way for others."""
 
@@ -71,20 +75,27 @@ def score_prefix(
     per_token_ms: float,
     per_request_ms: float,
     herd: Sequence[float] = (),
+    left: Sequence[float] = (),
 ) -> list[float]:
     """Less waiting scores higher: 1 for none, 1/2 for a millisecond; 0 for the overloaded, of
     whom there is always somebody who is not, and for those beside the home of a herd.
 
     tokens: what each candidate would still have to compute of this prompt. herd: what it already
-    computes of it for others, not counted in `tokens`; empty if nobody does.
+    computes of it for others, not counted in `tokens`; empty if nobody does. left: what it had of
+    it before, and nobody has now, counted in `tokens`; empty if nobody had.
     """
     homes = herd_homes(tokens, herd) if herd else ()
     limit = load_limit(in_flight)
+    stored_ms = STORED_TWICE * per_token_ms
+    waits_ms = [
+        stored_ms * compute + per_request_ms * load
+        for compute, load in zip(tokens, in_flight, strict=True)
+    ]
+    for index, had in enumerate(left):
+        waits_ms[index] -= min(stored_ms * had, HOME_AHEAD * per_request_ms)
     return [
-        1.0 / (1.0 + STORED_TWICE * per_token_ms * compute + per_request_ms * load)
-        if (index in homes if homes else load < limit)
-        else 0.0
-        for index, (compute, load) in enumerate(zip(tokens, in_flight, strict=True))
+        1.0 / (1.0 + wait_ms) if (index in homes if homes else load < limit) else 0.0
+        for index, (wait_ms, load) in enumerate(zip(waits_ms, in_flight, strict=True))
     ]
 
 
@@ -140,9 +151,15 @@ def choose_prefix(
     per_token_ms: float,
     per_request_ms: float,
     herd: Sequence[float] = (),
+    left: Sequence[float] = (),
 ) -> int:
     """As `choose`, for a prompt of which candidate i would have to compute `tokens[i]`."""
     scores = score_prefix(
-        tokens, in_flight, per_token_ms=per_token_ms, per_request_ms=per_request_ms, herd=herd
+        tokens,
+        in_flight,
+        per_token_ms=per_token_ms,
+        per_request_ms=per_request_ms,
+        herd=herd,
+        left=left,
     )
     return pick(scores, turn)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from bul.cache.eviction.contract import EvictionPolicy
 from bul.errors import ConfigError
+from bul.router.homes import FITS_MIN, Homes
 from bul.router.prompt import BYTES_PER_TOKEN, TEXT_BYTES_MAX
 from bul.router.rates import Rates
 from bul.router.residency import Residency
@@ -63,6 +64,7 @@ class Router:
         self._hints_max = routing.residency_tokens // routing.block_tokens
         self._told_apart = TEXT_BYTES_MAX // BYTES_PER_TOKEN // routing.block_tokens
         self._turn = itertools.count()
+        self._homes: Homes[Residency] = Homes()
         self.rates = Rates()
 
     def residency(self, cache: EvictionPolicy | None = None) -> Residency:
@@ -78,20 +80,35 @@ class Router:
         if not self._learns:
             return choose(self._policy, in_flight, turn)
         hints, now_s = job.path[: self._told_apart], job.arrived_s
-        tokens = [
-            float(job.prompt_tokens - held.matched(hints, now_s) * self._block_tokens)
-            for held in residencies
-        ]
+        matched = [held.matched(hints, now_s) for held in residencies]
+        tokens = [float(job.prompt_tokens - blocks * self._block_tokens) for blocks in matched]
         chosen = choose_prefix(
             tokens,
             in_flight,
             turn,
             per_token_ms=self.rates.per_token_ms,
             per_request_ms=self.rates.per_request_ms,
+            left=self._left_tokens(residencies, hints, matched),
         )
         job.believed_tokens, job.ahead = tokens[chosen], in_flight[chosen]
         residencies[chosen].add(hints, now_s)
+        self._homes.add(hints, residencies[chosen])
         return chosen
+
+    def _left_tokens(
+        self, residencies: Sequence[Residency], hints: Sequence[int], matched: Sequence[int]
+    ) -> list[float]:
+        """As the real router's judge does."""
+        found = self._homes.find(hints, max(matched))
+        if found is None:
+            return []
+        home, blocks = found
+        if home not in residencies or home.hints_max < FITS_MIN * len(hints):
+            return []
+        had = [0.0] * len(residencies)
+        index = residencies.index(home)
+        had[index] = float((blocks - matched[index]) * self._block_tokens)
+        return had
 
     def first_token(self, job: Job) -> None:
         """A first token came out: what that says about the rates."""
