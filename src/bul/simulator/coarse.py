@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import heapq
 import math
 from collections import deque
 from typing import Generic, TypeVar
@@ -34,7 +33,7 @@ from bul.simulator.arrivals import Arrivals, Floats, Ints
 from bul.simulator.replica import ReplicaProfile
 from bul.simulator.report import RegionReport, Step
 
-__all__ = ["CoarseRegion"]
+__all__ = ["CoarseRegion", "slot_waits"]
 
 State = TypeVar("State")
 QUANTILE_TICKS = 4
@@ -46,6 +45,8 @@ EVEN = 0.84
 fewer queues. Fitted to the exact replay of 12 hours, fixed fleets of 8 to 16, both profiles."""
 GOLDEN = 0.618034
 """7.4 queues are 7 in some ticks and 8 in others, evenly mixed."""
+PARTS = 4
+"""Of a tick: where not even the last arrival of a part finds all slots taken, none does."""
 PREFILL_SHARE_MAX = 0.95
 """Replies go on, slowly, while prompts fill a replica."""
 _NONE = np.empty(0)
@@ -54,16 +55,17 @@ _NONE = np.empty(0)
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Work:
     """Arrivals as the replay needs them. since_s: from their tick's begin. turns: decode calls that
-    a prompt waits for. totals: per tick, of prompt tokens, seconds alone, turns, output tokens,
-    since_s.
+    a prompt waits for. replies: bins of output tokens. totals: per tick, of prompt tokens, seconds
+    alone, turns, output tokens, since_s. ranks: arrivals up to the end of each of a tick's PARTS.
     """
 
     since_s: Floats
     alone_s: Floats
     turns: Floats
-    outputs: Floats
+    replies: Floats
     edges: list[int]
     totals: list[list[float]]
+    ranks: list[list[int]]
 
 
 @functools.lru_cache(maxsize=1)
@@ -80,7 +82,40 @@ def _work(arrivals: Arrivals, profile: ReplicaProfile, tick_s: float) -> _Work:
     summed = (tokens, alone_s, turns, outputs, since_s)
     sums = [np.concatenate(([0.0], np.cumsum(x)))[edges] for x in summed]
     totals = np.diff(np.array(sums), axis=1).T
-    return _Work(since_s, alone_s, turns, outputs, edges.tolist(), totals.tolist())
+    inner = (np.arange(ticks)[:, None] + np.arange(1, PARTS + 1) / PARTS) * tick_s
+    ranks = np.searchsorted(at_s, inner)
+    ranks[:, -1] = edges[1:]
+    ranks -= edges[:-1, None]
+    replies = outputs / BIN_TOKENS
+    return _Work(since_s, alone_s, turns, replies, edges.tolist(), totals.tolist(), ranks.tolist())
+
+
+def slot_waits(free_at: Floats, started: Floats, ends: Floats) -> Floats:
+    """How long arrivals wait for a slot; the k-th takes the one that is k-th to be free.
+
+    free_at: when slots that are taken already become free, ascending, one per arrival (inf: no
+    such slot). started, ends: of the arrivals, if none had to wait. Whoever takes a slot leaves
+    it later, so the times are the smallest of `free_at` and of the ends moved by the waits. They
+    are found by going round until nothing changes: once per generation of replies that end within
+    the tick, most often twice.
+    """
+    count, times = len(started), free_at
+    while True:
+        waits = np.maximum(times - started, 0.0)
+        both = np.concatenate((free_at, ends + waits))
+        both.sort()
+        if np.array_equal(both[:count], times):
+            return waits
+        times = both[:count]
+
+
+def _spread(left_s: Floats, n: int) -> Floats:
+    """The same work over `n` queues: queue k takes over what was in k, k + n, k + 2n and so on."""
+    spread = np.zeros(n)
+    for first in range(0, len(left_s), n):
+        part = left_s[first : first + n]
+        spread[: len(part)] += part
+    return spread
 
 
 class CoarseRegion(Generic[State]):
@@ -113,6 +148,7 @@ class CoarseRegion(Generic[State]):
         self._passed = 0.0  # tokens that every sequence has decoded, in bins of `_marks`
         self._left_s = np.zeros(replicas)  # prompt work that each replica has queued
         self._left_total_s = 0.0
+        self._since = self._service = _NONE  # reused from tick to tick
         self._dither = 0.0
         self._reply_tokens = 1.0
         self._output = 0.0  # of the tick before: a reply's length is known when it is over
@@ -135,7 +171,7 @@ class CoarseRegion(Generic[State]):
                 self._left_s = np.maximum(self._left_s - self._tick_s, 0.0)
                 self._pass(per_s, 0, 0.0)
             else:
-                part = self._play(work, slice(i, j), per_s)
+                part = self._play(work, slice(i, j), work.ranks[k], per_s)
                 self._pass(per_s, j - i, since_s)
             ttft[i:j] = part
             self._tick((k + 1) * self._tick_s, part, prompt)
@@ -171,48 +207,55 @@ class CoarseRegion(Generic[State]):
         self._turn_s = turn_s
         return (1.0 - share) / turn_s / BIN_TOKENS
 
-    def _play(self, work: _Work, part: slice, per_s: float) -> Floats:
+    def _play(self, work: _Work, part: slice, ranks: list[int], per_s: float) -> Floats:
         """Arrivals of one tick against the present replicas; returns their TTFT in seconds."""
         since_s = work.since_s[part]
-        service_s = work.alone_s[part] + work.turns[part] * self._turn_s
+        service_s = work.turns[part] * self._turn_s
+        service_s += work.alone_s[part]
         queued_s = self._prefill(since_s, service_s)
         first = int(self._passed)
-        started = since_s * per_s + (self._passed - first)
-        replies = work.outputs[part] / BIN_TOKENS + started
+        started = since_s * per_s
+        started += self._passed - first
+        replies = work.replies[part] + started
         ttft = queued_s + service_s
         counts = self._mark(first, replies + ttft * per_s)
         ended = self._marks[first : first + int(started[-1]) + 1].cumsum()
         slots = self._ready * self._profile.slots
-        over = np.arange(self._level + 1.0 - slots, self._level + 1.0 - slots + len(ttft))
-        over = over[: len(ttft)] - ended[started.astype(np.int64)]
         self._mean_waiting = 0.0
-        if over.max() > 0.0:
-            self._mean_waiting = float(np.maximum(over, 0.0).mean())
-            self._marks[first : first + len(counts)] -= counts
-            waits = self._slot_waits(first, slots, started, replies + service_s * per_s)
-            ttft = np.maximum(queued_s, waits / per_s) + service_s
-            self._mark(first, replies + ttft * per_s)
+        if self._may_wait(slots, ranks, ended, per_s):
+            over = np.arange(self._level + 1.0 - slots, self._level + 1.0 - slots + len(ttft))
+            over = over[: len(ttft)] - ended[started.astype(np.int64)]
+            if np.maximum.reduce(over) > 0.0:
+                self._mean_waiting = float(np.maximum(over, 0.0).mean())
+                self._marks[first : first + len(counts)] -= counts
+                waits = self._slot_waits(first, slots, started, replies + service_s * per_s)
+                ttft = np.maximum(queued_s, waits / per_s) + service_s
+                self._mark(first, replies + ttft * per_s)
         return ttft + self._profile.overhead_s
 
-    def _slot_waits(self, first: int, slots: int, started: Floats, ends: Floats) -> Floats:
-        """How long each waits for one of all slots, in bins, first come, first served.
+    def _may_wait(self, slots: int, ranks: list[int], ended: Floats, per_s: float) -> bool:
+        """Whether any arrival could find all slots taken; cheaper than to ask for each."""
+        room = slots - self._level
+        if ranks[-1] <= room:
+            return False
+        begin, part_bins = self._passed - int(self._passed), per_s * self._tick_s / PARTS
+        before = 0
+        for k, rank in enumerate(ranks):
+            if rank > before and rank - ended[int(begin + k * part_bins)] > room:
+                return True
+            before = rank
+        return False
 
-        A heap of ends: whoever comes while it is full takes the slot that is free first.
-        """
-        there = self._marks[first : first + BINS]
-        present = np.flatnonzero(there)
-        heap = np.repeat(present + 0.5, there[present].astype(np.int64)).tolist()
-        del heap[: max(len(heap) - slots, 0)]  # slots that those who wait already will take
-        waits = []
-        for start, end in zip(started.tolist(), ends.tolist(), strict=True):
-            if len(heap) < slots:
-                heapq.heappush(heap, end)
-                waits.append(0.0)
-                continue
-            wait = max(heap[0] - start, 0.0)
-            heapq.heapreplace(heap, end + wait)
-            waits.append(wait)
-        return np.array(waits)
+    def _slot_waits(self, first: int, slots: int, started: Floats, ends: Floats) -> Floats:
+        """How long each waits for one of all slots, in bins, first come, first served."""
+        taken = self._marks[first : first + BINS].cumsum()
+        passed_over = max(int(taken[-1]) - slots, 0)  # slots that those who wait will take
+        free = max(slots - int(taken[-1]), 0)
+        ranks = np.arange(passed_over - free, passed_over - free + len(started))
+        free_at = np.searchsorted(taken, ranks, side="right").astype(np.float64) + 0.5
+        free_at[ranks >= taken[-1]] = np.inf
+        free_at[:free] = -np.inf
+        return slot_waits(free_at, started, ends)
 
     def _mark(self, first: int, marks: Floats) -> Ints:
         """Note ends of replies, in bins from `first`; returns how many fell into each bin."""
@@ -229,7 +272,9 @@ class CoarseRegion(Generic[State]):
         first, passed = int(self._passed), self._passed + per_s * tick_s
         end = min(int(passed), first + BINS)
         ended = self._marks[first:end].cumsum()
-        gone, gone_mean = (float(ended[-1]), float(ended.mean())) if end > first else (0.0, 0.0)
+        gone = gone_mean = 0.0
+        if end > first:
+            gone, gone_mean = float(ended[-1]), float(np.add.reduce(ended)) / len(ended)
         self._mean_level = max(self._level + count - since_s / tick_s - gone_mean, 0.0)
         self._level = max(self._level + count - gone, 0.0)
         self._marks[first:end] = 0.0
@@ -243,25 +288,25 @@ class CoarseRegion(Generic[State]):
         self._dither = (self._dither + GOLDEN) % 1.0
         n, count = max(int(self._ready * EVEN + self._dither), 1), len(since_s)
         if n != len(self._left_s):
-            left_s = np.zeros(n)
-            np.add.at(left_s, np.arange(len(self._left_s)) % n, self._left_s)
-            self._left_s = left_s
-        rows = -(-count // n) + 1
-        since = np.full(rows * n, self._tick_s)
-        since[:count] = since_s
-        service = np.zeros(rows * n)
-        service[:count] = service_s
-        at, needs = since.reshape(rows, n), service.reshape(rows, n)
-        steps = np.empty((rows, n))
-        np.subtract(self._left_s, at[0], out=steps[0])
-        np.subtract(at[:-1], at[1:], out=steps[1:])
-        steps[1:] += needs[:-1]
-        sums = steps.cumsum(axis=0)
-        sums -= np.minimum(np.minimum.accumulate(sums, axis=0), 0.0)
+            self._left_s = _spread(self._left_s, n)
+        size = (-(-count // n) + 1) * n
+        if size > len(self._since):
+            self._since, self._service = np.empty(2 * size), np.empty(2 * size)
+        since, service = self._since[:size], self._service[:size]
+        since[:count], since[count:] = since_s, self._tick_s
+        service[:count], service[count:] = service_s, 0.0
+        flat = np.empty(size)  # the k-th arrival goes to row k // n, column k % n
+        np.subtract(self._left_s, since[:n], out=flat[:n])
+        later = flat[n:]
+        np.subtract(since[:-n], since[n:], out=later)
+        later += service[:-n]
+        sums = flat.reshape(-1, n).cumsum(axis=0)
+        lowest = np.minimum.accumulate(sums, axis=0)
+        sums -= np.minimum(lowest, 0.0, out=lowest)
         turn = count % n
         left = sums[-1]
         self._left_s = np.concatenate((left[turn:], left[:turn])) if turn else left
-        self._left_total_s = float(left.sum())
+        self._left_total_s = float(np.add.reduce(left))
         return np.asarray(sums.reshape(-1)[:count], dtype=np.float64)
 
     def _tick(self, now_s: float, ttft: Floats, prompt_tokens: float) -> None:
