@@ -66,6 +66,12 @@ async def test_the_page_follows_a_region_that_scales(tmp_path: Path) -> None:
         narrow, more = await open_page(chromium, f"{url}/dashboard", width=390, dark=True)
         await narrow.wait_for_selector("#replicas tr")
         assert await narrow.evaluate("document.documentElement.scrollWidth") <= 390
+        # There rows are boxes: nothing of a table is out of sight, and it is still a table.
+        boxes = await narrow.locator(".scroll").evaluate_all(
+            "all => all.filter(one => one.scrollWidth > one.clientWidth).length"
+        )
+        assert boxes == 0
+        assert await narrow.get_by_role("row").count() > 2
         assert errors + more == []
         region.send(signal.SIGTERM)
         await region.ended()

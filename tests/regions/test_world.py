@@ -85,8 +85,15 @@ async def test_two_regions_share_what_they_computed_and_stand_in_for_each_other(
     assert warm.cached_tokens >= warm.prompt_tokens - 64
     assert warm.text == cold.text
 
+    await eventually("the live page shows the other region", lambda: _is_shown(world))
     await _purge(world)
     await _fail_over(world)
+
+
+async def _is_shown(world: World) -> bool:
+    """On the page of a region's own router, as its door passes it on."""
+    page = (await world.client.get(f"{world.urls[US]}/dashboard/data")).json()
+    return [(one["name"], one["state"]) for one in page["regions"]] == [(EU, "up")]
 
 
 async def _purge(world: World) -> None:

@@ -23,6 +23,7 @@ from bul.cli.events import EventLog
 from bul.cli.operations import Operations
 from bul.cli.persistence import persistence
 from bul.cli.region_books import RegionBooks
+from bul.cli.region_peers import RegionPeers
 from bul.cli.route import make_router
 from bul.cli.scaler import RegionScaler, scale_limits
 from bul.cli.tracing import Tracing
@@ -79,6 +80,7 @@ class Region:
         self.driver = make_driver(settings, replicas_max, lambda: self._process_driver(folder))
         self._members = Members(self.driver, self._on_member)
         self._following: asyncio.Task[None] | None = None
+        self._peers = RegionPeers(settings)
         self._books = RegionBooks(book, self.driver, self._leads)
         self._control = Control(folder, Operations(self).handlers)
 
@@ -122,13 +124,15 @@ class Region:
 
     def _start_dashboard(self) -> None:
         assert self._router is not None
+        self._peers.start()
         scaler_text = self._router.more_metrics
         self._router.more_metrics = lambda: scaler_text() + self._books.text()
         self._dashboard = start_dashboard(
             self._router,
             self._settings,
-            name=f"BUL on {self.url}",
+            name=f"BUL {self._settings.regions.name} on {self.url}".replace("  ", " "),
             decisions=self._decisions,
+            regions=self._peers.rows,
             hours=self._books.hours,
         )
 
@@ -179,6 +183,7 @@ class Region:
         if self._dashboard is not None:
             self._dashboard.cancel()
             await asyncio.gather(self._dashboard, return_exceptions=True)
+        await self._peers.close()
         if self.scaler is not None:
             await self.scaler.close()
         await self.driver.close()

@@ -101,10 +101,10 @@ def _print_costs(rows: Sequence[DayCost]) -> None:
         click.echo("no region has run yet")
         return
     table = Table(
-        "day (UTC)", box=None, caption="tokens in millions; computed and cached: prompts'"
+        "day (UTC)", box=None, caption="tokens in millions (M); computed, cached: of prompts"
     )
     table.columns[0].no_wrap = True
-    for name in ("region", "hours", "cost", "tokens", "per million", "computed", "cached"):
+    for name in ("region", "hours", "cost", "tokens", "per M", "computed", "cached", "share"):
         table.add_column(name, justify="left" if name == "region" else "right")
     for row in rows:
         share = row.cached_tokens / row.prompt_tokens if row.prompt_tokens else 0.0
@@ -116,7 +116,8 @@ def _print_costs(rows: Sequence[DayCost]) -> None:
             _millions(row.prompt_tokens + row.output_tokens),
             _money(row.cost_per_million_tokens),
             _millions(row.computed_tokens),
-            f"{_millions(row.cached_tokens)} ({share:.0%})",
+            _millions(row.cached_tokens),
+            f"{share:.0%}",
         )
     Console().print(table)
 

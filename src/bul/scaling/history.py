@@ -37,7 +37,9 @@ class Record:
     def line(self) -> str:
         """For people: from how many to how many, and why."""
         before, wanted = self.replicas_before, self.decision.replicas
-        change = f"{before}" if wanted == before else f"{before} -> {wanted}"
+        # Without data a hold wants no number, which is 0: it must not read like a way down.
+        held = wanted == before or self.decision.direction is Direction.HOLD
+        change = f"{before}" if held else f"{before} -> {wanted}"
         parts = [f"{self.decision.direction.value:4} {change}: {self.decision.reason}"]
         if self.advisory and self.decision.direction is not Direction.HOLD:
             parts.append("advice only, nothing was done")
