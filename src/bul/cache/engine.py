@@ -28,6 +28,7 @@ from bul.cache.ahead import Ahead
 from bul.cache.contract import Tier
 from bul.cache.counters import RequestCounters
 from bul.cache.default_tiers import default_tiers
+from bul.cache.deletion import delete_blocks
 from bul.cache.eviction.make import make_policy
 from bul.cache.flights import Flight, Flights
 from bul.cache.general import GeneralValues
@@ -186,6 +187,10 @@ class UltraAdaptiveKVCacheEngine:
             self._set_blocks_total += len(new)
             self._flights.landed(dict(zip(path[first:], new, strict=True)), now_s)
         self._call_due()
+
+    def delete_blocks(self, keys: Sequence[bytes]) -> Mapping[str, int | None]:
+        """Forget these in every tier; how many are left in each, None where it did not answer."""
+        return delete_blocks(keys, self._resident, self._lanes, self._lock)
 
     def finish(
         self, path: Sequence[bytes], output_tokens: int, facts: RequestFacts = RequestFacts()

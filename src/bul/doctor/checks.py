@@ -187,7 +187,15 @@ def _coherency(evidence: Evidence) -> Said:
         f"written on {found.written_on}, {found.cached_tokens} tokens loaded on {found.read_on}, "
         f"texts {'equal' if found.same_text else 'DIFFER'}"
     )
-    return ("pass" if found.cached_tokens and found.same_text else "fail"), said, following
+    if found.left:
+        said += f"; deleted, but STILL in {', '.join(found.left)}"
+        following = "bul cache check of that folder, or that tier's log: deletions are not kept"
+    elif found.kept_because:
+        said += f"; left to age out, since {found.kept_because}"
+    else:
+        said += "; deleted everywhere"
+    good = found.cached_tokens and found.same_text and not found.left
+    return ("pass" if good else "fail"), said, following
 
 
 def _metrics(evidence: Evidence) -> Said:

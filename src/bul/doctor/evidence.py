@@ -11,14 +11,15 @@ import dataclasses
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from bul.doctor.findings import Baseline, Coherency, Evidence, Monitor, ReplicaEvidence
+from bul.doctor.coherency import probe_coherency
+from bul.doctor.findings import Baseline, Evidence, Monitor, ReplicaEvidence
 
 __all__ = ["Looked", "cost_of_a_day", "look", "probe_ttfts"]
 
@@ -27,8 +28,6 @@ PROBES_PER_REPLICA, PROBES_MIN = 10, 20
 PROBE_WORDS, PROBE_TOKENS = 40, 4
 SESSIONS, ASKED_PER_SESSION = 4, 4
 COHERENCY_WORDS = 260
-COHERENCY_S = 10.0
-POLL_S = 0.2
 
 Say = Callable[[str], None]
 _AWAY = (httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError, ValueError, KeyError)
@@ -77,8 +76,9 @@ async def look(looked: Looked, say: Say, now_s: float) -> Evidence:
         if policy == "session":
             say("asking within sessions")
             sessions = await _sessions(client, looked, model)
-        say("writing a prompt's KV on one replica and reading it on another")
-        coherency, reasons["coherency"] = await _coherency(client, urls, model, looked.salt)
+        say("writing a prompt's KV on one replica, reading it on another, deleting it on all")
+        body = _body(model, _words(f"{looked.salt} coherency", COHERENCY_WORDS))
+        coherency, reasons["coherency"] = await probe_coherency(client, urls, body)
         monitor, reasons["monitoring"] = await _monitor(client, looked.prometheus)
     cost_per_day, cost_basis = cost_of_a_day(looked, len(urls))
     return Evidence(
@@ -247,41 +247,6 @@ async def _series(client: httpx.AsyncClient, url: str) -> Mapping[str, float] | 
     except _AWAY:
         return None
     return sums
-
-
-async def _coherency(
-    client: httpx.AsyncClient, urls: Sequence[str], model: str, salt: str
-) -> tuple[Coherency | None, str]:
-    if len(urls) < 2:
-        return None, "there is one replica"
-    first, second = urls[0], urls[1]
-    body = _body(model, _words(f"{salt} coherency", COHERENCY_WORDS))
-    try:
-        written = (await client.post(f"{first}/v1/chat/completions", json=body)).json()
-        await _reached(client, second, body)
-        read = (await client.post(f"{second}/v1/chat/completions", json=body)).json()
-        text, other = (page["choices"][0]["message"]["content"] for page in (written, read))
-        details = read["usage"].get("prompt_tokens_details") or {}
-        return Coherency(
-            written_on=first,
-            read_on=second,
-            cached_tokens=int(details.get("cached_tokens", 0)),
-            same_text=text == other,
-        ), ""
-    except (*_AWAY, IndexError, TypeError) as error:
-        return None, f"{first} or {second} did not answer: {type(error).__name__}"
-
-
-async def _reached(client: httpx.AsyncClient, url: str, body: Mapping[str, object]) -> None:
-    """Until the prompt's full blocks have reached `url`, by its own word; asking for the answer
-    itself would compute and keep them there.
-    """
-    end_s = time.monotonic() + COHERENCY_S
-    while time.monotonic() < end_s:
-        page = (await client.post(f"{url}/cache/explain", json=body)).json()
-        if 0 < page["blocks"] <= page["cached"]:
-            return
-        await asyncio.sleep(POLL_S)
 
 
 async def _monitor(client: httpx.AsyncClient, url: str) -> tuple[Monitor | None, str]:

@@ -62,12 +62,18 @@ class Baseline:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Coherency:
-    """A prompt asked on one replica, then on another. cached_tokens: what the other one loaded."""
+    """A prompt asked on one replica, then on another, then deleted on all.
+
+    cached_tokens: what the other one loaded. left: where blocks of it still lay after that.
+    kept_because: why it could not be deleted or looked for, "" if it could.
+    """
 
     written_on: str
     read_on: str
     cached_tokens: int
     same_text: bool
+    left: Sequence[str] = ()
+    kept_because: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

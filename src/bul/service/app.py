@@ -102,6 +102,7 @@ class ReplicaApp:
             b"/cache/stats": ("GET", self._get_cache_stats),
             b"/cache/events": ("GET", self._get_cache_events),
             b"/cache/explain": ("POST", self._post_cache_explain),
+            b"/cache/delete": ("POST", self._post_cache_delete),
             b"/v1/models": ("GET", self._get_models),
             b"/v1/completions": ("POST", self._post_completion),
             b"/v1/chat/completions": ("POST", self._post_chat),
@@ -202,6 +203,20 @@ class ReplicaApp:
         await self._events.follow(exchange)
 
     async def _post_cache_explain(self, exchange: Exchange, tenant: str, _: str) -> None:
+        explainer, tokens = await self._prompt_asked_about(exchange)
+        totals = self._gate.may_see_totals(tenant)
+        shown = await asyncio.to_thread(
+            explainer.explain, tokens, self._salt(tenant), identities=totals
+        )
+        await exchange.respond(200, shown)
+
+    async def _post_cache_delete(self, exchange: Exchange, tenant: str, _: str) -> None:
+        self._only_totals(tenant)
+        explainer, tokens = await self._prompt_asked_about(exchange)
+        left = await asyncio.to_thread(explainer.delete, tokens, self._salt(tenant))
+        await exchange.respond(200, left)
+
+    async def _prompt_asked_about(self, exchange: Exchange) -> tuple[Explainer, list[int]]:
         runner, cache = self._runner(), self._cache()
         if cache is None:
             raise InvalidRequest("this replica has no cache", code="not_found", status=404)
@@ -210,19 +225,12 @@ class ReplicaApp:
         if job.model != runner.core.model_id:
             raise _no_such_model(job.model)
         [tokens] = await self._tokenize(runner, job)
-        explainer = Explainer(cache=cache, core=runner.core, identities=self._identities)
-        shown = await asyncio.to_thread(
-            explainer.explain,
-            tokens,
-            self._salt(tenant),
-            identities=self._gate.may_see_totals(tenant),
-        )
-        await exchange.respond(200, shown)
+        return Explainer(cache=cache, core=runner.core, identities=self._identities), tokens
 
     def _only_totals(self, tenant: str) -> None:
         if not self._gate.may_see_totals(tenant):
             raise InvalidRequest(
-                "these figures add up all tenants; use the key named 'operator'",
+                "this page is about all tenants; use the key named 'operator'",
                 code="forbidden",
                 status=403,
             )

@@ -1,7 +1,7 @@
-"""What `/cache/stats` and `/cache/explain` answer: the cache's figures, and one prompt's chain.
+"""What `/cache/stats`, `/cache/explain` and `/cache/delete` answer: figures, one prompt's chain.
 
-Refuses to look at anybody else's blocks: keys are made with the caller's own salt, so that another
-tenant's blocks cannot be asked for.
+Refuses to look at anybody else's blocks: keys are made here, with the caller's own salt, so that
+another tenant's blocks can neither be asked for nor deleted.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class CacheView(Protocol):
 
     def presence(self, keys: Sequence[bytes]) -> Mapping[str, Sequence[bool]]: ...
 
+    def delete_blocks(self, keys: Sequence[bytes]) -> Mapping[str, int | None]: ...
+
 
 class _Kind(msgspec.Struct):
     messages: msgspec.Raw = msgspec.Raw()
@@ -51,7 +53,7 @@ class Explainer:
         identities: also name the fields in which other identities differ.
         """
         identity, block_tokens = self.core.identity, self.core.block_tokens
-        keys = block_keys(chain_root(identity.digest(), salt), tokens, block_tokens)
+        keys = self._keys(tokens, salt)
         ours = identity.digest().hex()
         stored = self.identities() if identities else ()
         found = explain(
@@ -63,6 +65,16 @@ class Explainer:
         )
         shown = {"tokens": len(tokens), "block_tokens": block_tokens, "identity": ours}
         return msgspec.json.encode(shown | dataclasses.asdict(found))
+
+    def delete(self, tokens: Sequence[int], salt: bytes) -> bytes:
+        """JSON of how many blocks there were to delete, and how many are left in each tier."""
+        keys = self._keys(tokens, salt)
+        left = self.cache.delete_blocks(keys)
+        return msgspec.json.encode({"blocks": len(keys), "left": left})
+
+    def _keys(self, tokens: Sequence[int], salt: bytes) -> list[bytes]:
+        root = chain_root(self.core.identity.digest(), salt)
+        return block_keys(root, tokens, self.core.block_tokens)
 
 
 def explain_job(body: bytes, *, context_tokens: int) -> Job:
