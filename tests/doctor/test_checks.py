@@ -35,6 +35,12 @@ def replica(url: str) -> ReplicaEvidence:
     )
 
 
+WATCHED = Monitor(
+    up=3,
+    targets=3,
+    alerts=frozenset({"HighLoadRequiresScaling", "LowUtilizationScaleDown"}),
+)
+READ = Coherency(written_on=ONE, read_on=TWO, cached_tokens=128, same_text=True)
 GOOD = Evidence(
     url="http://127.0.0.1:8000",
     now_s=86_400.0,
@@ -45,12 +51,8 @@ GOOD = Evidence(
     limits=(2, 10),
     baseline=Baseline(at_s=0.0, ttft_ms=FAST),
     ttft_ms=FAST,
-    monitor=Monitor(
-        up=3,
-        targets=3,
-        alerts=frozenset({"HighLoadRequiresScaling", "LowUtilizationScaleDown"}),
-    ),
-    coherency=Coherency(written_on=ONE, read_on=TWO, cached_tokens=128, same_text=True),
+    monitor=WATCHED,
+    coherency=READ,
     cost_per_day=96.0,
     budget_per_day=100.0,
 )
@@ -152,3 +154,46 @@ def test_the_test_agrees_with_a_published_example() -> None:
     term = [0.80, 0.83, 1.89, 1.04, 1.45, 1.38, 1.91, 1.64, 0.73, 1.46]
     weeks = [1.15, 0.88, 0.90, 0.74, 1.21]
     assert mann_whitney_p(weeks, term) == pytest.approx(0.1272, abs=0.01)
+
+
+SILENT = ReplicaEvidence(url=TWO, reason="ReadTimeout")
+
+
+def test_a_replica_that_says_nothing_is_named_by_health_alone() -> None:
+    """It answers no probe, has no pages, is a target that is down, and made the others slow."""
+    monitor = dataclasses.replace(WATCHED, up=2, down=frozenset({TWO.partition("://")[2]}))
+    ill = dataclasses.replace(
+        GOOD,
+        replicas=[replica(ONE), SILENT],
+        answered={ONE: 30},
+        monitor=monitor,
+        ttft_ms=[value * 2 for value in FAST],
+    )
+    found = {f.id: f for f in run_checks(ill)}
+    assert [name for name, f in found.items() if f.verdict == "fail"] == ["health"]
+    assert "see health" in found["degradation"].evidence
+    # The control: the same of a replica that is well is the balancer's, the load's, ...
+    well = dataclasses.replace(ill, replicas=[replica(ONE), replica(TWO)])
+    failed = [f.id for f in run_checks(well) if f.verdict == "fail"]
+    assert failed == ["balancer", "monitoring", "load", "degradation"]
+
+
+def test_where_nobody_is_well_the_others_send_to_health() -> None:
+    nobody = dataclasses.replace(
+        GOOD, replicas=[SILENT], answered={}, failed=20, ttft_ms=[], limits=(1, 10)
+    )
+    found = {f.id: f for f in run_checks(nobody)}
+    assert [name for name, f in found.items() if f.verdict == "fail"] == ["health"]
+    for name in ("balancer", "database", "redis", "metrics"):
+        assert "see health" in found[name].evidence
+    assert found["load"].verdict == "unknown"
+
+
+def test_a_probe_that_is_still_there_fails_coherency_and_one_that_was_kept_does_not() -> None:
+    left = dataclasses.replace(READ, left=[f"disk of {TWO}"])
+    [found] = [f for f in run_checks(dataclasses.replace(GOOD, coherency=left)) if f.next]
+    assert (found.id, found.verdict) == ("coherency", "fail")
+    assert f"STILL in disk of {TWO}" in found.evidence
+    kept = dataclasses.replace(READ, kept_because="it has no such page")
+    told = {f.id: f for f in run_checks(dataclasses.replace(GOOD, coherency=kept))}["coherency"]
+    assert (told.verdict, "left to age out" in told.evidence) == ("pass", True)

@@ -6,6 +6,9 @@ Refuses to pass what it could not see. Thresholds have names, and stand here:
     no replica answers more than SPREAD_MAX times the mean
     slower means: the median rose by more than SLOWER_MIN and a one-sided Mann-Whitney test of the
     two samples says p < P_MAX, so that one slow probe is no degradation
+
+One cause fails one item: a replica that is ill is named by `health`, and the others judge those
+that are well; if nothing is left to judge, they are unknown and say where to look.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ SAMPLES_MIN = 10
 SPREAD_MAX = 1.5
 SLOWER_MIN = 1.10
 P_MAX = 0.01
+SEE_HEALTH = "no replica is well: see health"
 SIGNALS = (
     "requests_per_second",
     "p95_latency",
@@ -63,7 +67,7 @@ def _unknown(evidence: Evidence, item: str, following: str) -> Said:
 
 
 def _mute(evidence: Evidence, what: Callable[[ReplicaEvidence], bool]) -> list[str]:
-    return [f"{r.url} ({r.reason or 'no answer'})" for r in evidence.replicas if what(r)]
+    return [f"{r.url} ({r.reason or 'no answer'})" for r in evidence.heard if what(r)]
 
 
 def _baseline(evidence: Evidence) -> Said:
@@ -91,7 +95,9 @@ def _balancer(evidence: Evidence) -> Said:
     following = "bul route --replica URL ..., and point --url at it"
     if evidence.policy is None:
         return "fail", evidence.reasons.get("balancer", "no router answers here"), following
-    silent = sorted({r.url for r in evidence.replicas} - set(evidence.answered))
+    if evidence.replicas and not evidence.well:
+        return "unknown", SEE_HEALTH, following
+    silent = sorted({r.url for r in evidence.well} - set(evidence.answered))
     counts = ", ".join(f"{url}: {n}" for url, n in sorted(evidence.answered.items()))
     said = f"{evidence.policy}; probes answered by {counts or 'nobody'}"
     if silent:
@@ -128,13 +134,19 @@ def _monitoring(evidence: Evidence) -> Said:
     said = f"{monitor.up} of {monitor.targets} targets up, {len(monitor.alerts)} alerts loaded"
     if missing:
         said += f"; missing: {', '.join(missing)}"
-    good = not missing and monitor.targets and monitor.up == monitor.targets
+    ill = {r.url.partition("://")[2] for r in evidence.replicas if not r.well}
+    down = sorted(monitor.down - ill)
+    if down:
+        said += f"; down: {', '.join(down)}"
+    good = not missing and monitor.targets and not down
     return ("pass" if good else "fail"), said, following
 
 
 def _database(evidence: Evidence) -> Said:
     following = "is it running? accounts.database_url must be the same on every host"
-    series = [(r.url, (r.series or {}).get("bul_database_away")) for r in evidence.replicas]
+    if evidence.replicas and not evidence.heard:
+        return "unknown", SEE_HEALTH, following
+    series = [(r.url, (r.series or {}).get("bul_database_away")) for r in evidence.heard]
     if not series or all(away is None for _, away in series):
         return _unknown(evidence, "database", "set accounts.database_url")
     away = [f"{url} ({'none' if value is None else 'away'})" for url, value in series if value != 0]
@@ -145,11 +157,13 @@ def _database(evidence: Evidence) -> Said:
 
 def _redis(evidence: Evidence) -> Said:
     following = "bul serve --shared-url redis://HOST, the same on every host"
+    if evidence.replicas and not evidence.heard:
+        return "unknown", SEE_HEALTH, following
     if not evidence.replicas:
         return _unknown(evidence, "redis", following)
-    told = [(r.url, (r.tiers or {}).get("shared")) for r in evidence.replicas]
+    told = [(r.url, (r.tiers or {}).get("shared")) for r in evidence.heard]
     if all(shared is None for _, shared in told):
-        disk = all("disk" in (r.tiers or {}) for r in evidence.replicas)
+        disk = all("disk" in (r.tiers or {}) for r in evidence.heard)
         if len(evidence.hosts) == 1 and disk:
             return "pass", "one host: its replicas share a disk folder", ""
         where = f"{len(evidence.hosts)} hosts" if disk else "no tier under RAM"
@@ -200,20 +214,22 @@ def _coherency(evidence: Evidence) -> Said:
 
 def _metrics(evidence: Evidence) -> Said:
     following = "compare GET /signals of that replica with its /metrics"
+    if evidence.replicas and not evidence.heard:
+        return "unknown", SEE_HEALTH, following
     if not evidence.replicas:
         return _unknown(evidence, "metrics", following)
     unread = _mute(evidence, lambda replica: replica.signals is None)
-    if len(unread) == len(evidence.replicas):
+    if len(unread) == len(evidence.heard):
         return "unknown", f"not read from {', '.join(unread)}", "give the operator's key"
     wrong = []
-    for replica in evidence.replicas:
+    for replica in evidence.heard:
         signals = replica.signals or {}
         bad = [name for name in SIGNALS if not _plausible(name, signals.get(name))]
         if bad:
             wrong.append(f"{replica.url}: {', '.join(bad)}")
     if wrong:
         return "fail", f"missing or impossible at {'; '.join(wrong)}", following
-    return "pass", f"all seven, at {len(evidence.replicas)} replicas", ""
+    return "pass", f"all seven, at {len(evidence.heard)} replicas", ""
 
 
 def _plausible(name: str, value: float | None) -> bool:
@@ -227,7 +243,9 @@ def _load(evidence: Evidence) -> Said:
     following = "bul scale history, and the router's /replicas: is one of them slow or full?"
     if not evidence.answered or not evidence.replicas:
         return _unknown(evidence, "load", following)
-    counts = [evidence.answered.get(r.url, 0) for r in evidence.replicas]
+    counts = [evidence.answered.get(r.url, 0) for r in evidence.well]
+    if not sum(counts):
+        return "unknown", SEE_HEALTH, following
     spread = max(counts) / (sum(counts) / len(counts))
     said = f"most over mean {spread:.2f} of {sum(counts)} probes"
     return ("pass" if spread <= SPREAD_MAX else "fail"), said, following
@@ -244,7 +262,10 @@ def _degradation(evidence: Evidence) -> Said:
         f"median {statistics.median(before):.1f} -> {statistics.median(now):.1f} ms "
         f"({ratio:.2f} x), p {p:.3f}"
     )
-    return ("fail" if ratio > SLOWER_MIN and p < P_MAX else "pass"), said, following
+    slower = ratio > SLOWER_MIN and p < P_MAX
+    if slower and len(evidence.well) < len(evidence.replicas):
+        return "unknown", f"{said}; a replica is ill: see health first", following
+    return ("fail" if slower else "pass"), said, following
 
 
 def _costs(evidence: Evidence) -> Said:

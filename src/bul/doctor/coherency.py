@@ -1,4 +1,4 @@
-"""One probe prompt: computed on one replica, read on another, deleted on all of them.
+"""One probe prompt: computed on one replica, read on every other one, deleted on all of them.
 
 Refuses to leave it behind: where it cannot be deleted (no BUL replica, an older one, no operator's
 key) that is said. Whether it is gone is not asked by asking for an answer, which would compute and
@@ -8,6 +8,7 @@ store it again, but by each replica's own word about its tiers.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,36 +33,40 @@ _AWAY = (
 async def probe_coherency(
     client: httpx.AsyncClient, urls: Sequence[str], body: Body
 ) -> tuple[Coherency | None, str]:
-    """What was found, or None and why not. body: of a chat that nobody asked before, of many
-    blocks. Deletes it whatever was found.
+    """What was found at the first replica that lacks it, else at the last; or None and why not.
+
+    body: of a chat that nobody asked before, of many blocks. It is deleted whatever was found.
     """
     if len(urls) < 2:
-        return None, "there is one replica"
-    first, second = urls[0], urls[1]
+        return None, f"it takes two replicas that are well, there are {len(urls)}"
+    asked, found = urls[0], None
     try:
-        written = await _answer(client, first, body)
-        await _reached(client, second, body)
-        read = await _answer(client, second, body)
-        text, other = (page["choices"][0]["message"]["content"] for page in (written, read))
-        details = read["usage"].get("prompt_tokens_details") or {}
-        cached_tokens = int(details.get("cached_tokens", 0))
+        text, _ = await _answer(client, urls[0], body)
+        for asked in urls[1:]:
+            await _reached(client, asked, body)
+            other, cached_tokens = await _answer(client, asked, body)
+            found = Coherency(
+                written_on=urls[0],
+                read_on=asked,
+                cached_tokens=cached_tokens,
+                same_text=text == other,
+            )
+            if not (cached_tokens and text == other):
+                break
     except _AWAY as error:
         await _delete(client, urls, body)
-        return None, f"{first} or {second} did not answer: {type(error).__name__}"
+        return None, f"{urls[0]} or {asked} did not answer: {type(error).__name__}"
     left, kept_because = await _delete(client, urls, body)
-    return Coherency(
-        written_on=first,
-        read_on=second,
-        cached_tokens=cached_tokens,
-        same_text=text == other,
-        left=left,
-        kept_because=kept_because,
-    ), ""
+    assert found is not None, "there was another replica"
+    return dataclasses.replace(found, left=left, kept_because=kept_because), ""
 
 
-async def _answer(client: httpx.AsyncClient, url: str, body: Body) -> dict[str, Any]:
+async def _answer(client: httpx.AsyncClient, url: str, body: Body) -> tuple[str, int]:
+    """(text, cached tokens)."""
     response = await client.post(f"{url}/v1/chat/completions", json=body)
-    return msgspec.json.decode(response.content, type=dict[str, Any])
+    page = msgspec.json.decode(response.content, type=dict[str, Any])
+    details = page["usage"].get("prompt_tokens_details") or {}
+    return page["choices"][0]["message"]["content"], int(details.get("cached_tokens", 0))
 
 
 async def _reached(client: httpx.AsyncClient, url: str, body: Body) -> None:

@@ -78,7 +78,8 @@ async def look(looked: Looked, say: Say, now_s: float) -> Evidence:
             sessions = await _sessions(client, looked, model)
         say("writing a prompt's KV on one replica, reading it on another, deleting it on all")
         body = _body(model, _words(f"{looked.salt} coherency", COHERENCY_WORDS))
-        coherency, reasons["coherency"] = await probe_coherency(client, urls, body)
+        well = [replica.url for replica in replicas if replica.well]
+        coherency, reasons["coherency"] = await probe_coherency(client, well, body)
         monitor, reasons["monitoring"] = await _monitor(client, looked.prometheus)
     cost_per_day, cost_basis = cost_of_a_day(looked, len(urls))
     return Evidence(
@@ -263,8 +264,13 @@ async def _monitor(client: httpx.AsyncClient, url: str) -> tuple[Monitor | None,
         names = frozenset(
             rule["name"] for group in rules["data"]["groups"] for rule in group["rules"]
         )
-        up = sum(target["health"] == "up" for target in ours)
-        return Monitor(up=up, targets=len(ours), alerts=names), ""
+        down = [target for target in ours if target["health"] != "up"]
+        return Monitor(
+            up=len(ours) - len(down),
+            targets=len(ours),
+            alerts=names,
+            down=frozenset(target["labels"].get("instance", "a target") for target in down),
+        ), ""
     except (*_AWAY, TypeError) as error:
         return None, f"{url} does not answer like a Prometheus: {type(error).__name__}"
 

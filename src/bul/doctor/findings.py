@@ -51,6 +51,16 @@ class ReplicaEvidence:
     series: Mapping[str, float] | None = None
     reason: str = ""
 
+    @property
+    def silent(self) -> bool:
+        """Nothing at all came from it: what other items would say of it is the item health's."""
+        pages = (self.signals, self.tiers, self.series)
+        return not (self.live or self.ready) and all(page is None for page in pages)
+
+    @property
+    def well(self) -> bool:
+        return self.live and self.ready and self.deep == "ok"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Baseline:
@@ -62,10 +72,10 @@ class Baseline:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Coherency:
-    """A prompt asked on one replica, then on another, then deleted on all.
+    """A prompt asked on one replica, then on the others, then deleted on all.
 
-    cached_tokens: what the other one loaded. left: where blocks of it still lay after that.
-    kept_because: why it could not be deleted or looked for, "" if it could.
+    read_on: one of the others. cached_tokens: what it loaded. left: where blocks of it
+    still lay after that. kept_because: why it could not be deleted or looked for, else "".
     """
 
     written_on: str
@@ -78,11 +88,15 @@ class Coherency:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Monitor:
-    """What a Prometheus has: targets of ours that are up, of how many; the names of its alerts."""
+    """What a Prometheus has: targets of ours that are up, of how many; the names of its alerts.
+
+    down: host:port of those that are not up.
+    """
 
     up: int
     targets: int
     alerts: frozenset[str]
+    down: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +124,15 @@ class Evidence:
     cost_basis: str = ""
     budget_per_day: float | None = None
     reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def heard(self) -> Sequence[ReplicaEvidence]:
+        """Those that said anything."""
+        return [replica for replica in self.replicas if not replica.silent]
+
+    @property
+    def well(self) -> Sequence[ReplicaEvidence]:
+        return [replica for replica in self.replicas if replica.well]
 
     @property
     def hosts(self) -> frozenset[str]:

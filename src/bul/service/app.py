@@ -379,25 +379,9 @@ class ReplicaApp:
         )
 
     def _gauges(self) -> dict[str, float]:
-        found: dict[str, float] = {"ready": float(self._health.ready()[0])}
-        found |= self._more_gauges()
-        found |= {
-            name: value
-            for name, value in dataclasses.asdict(self._machine()).items()
-            if value is not None
-        }
-        if self._health.runner is None:
-            return found
-        load = self._health.runner.load()
-        return found | {
-            "requests_running": load.running,
-            "requests_waiting": load.waiting,
-            "slots": load.slots,
-            "queue_delay_seconds": load.queue_delay_s,
-            "loop_age_seconds": load.loop_age_s,
-            "prefill_tokens_per_second": load.prefill_tokens_per_s,
-            "decode_tokens_per_second": load.decode_tokens_per_s,
-        }
+        machine = dataclasses.asdict(self._machine())
+        seen = {name: value for name, value in machine.items() if value is not None}
+        return self._health.gauges() | dict(self._more_gauges()) | seen
 
 
 def _no_such_model(name: str) -> InvalidRequest:

@@ -57,6 +57,22 @@ class Health:
         healthy = outcome in ("ok", "overloaded")
         return healthy, body | {"status": "ok" if healthy else "stuck", "deep": outcome}
 
+    def gauges(self) -> dict[str, float]:
+        """Whether it is ready, and how busy the engine's loop is, by metric name."""
+        ready = {"ready": float(self.ready()[0])}
+        if self.runner is None:
+            return ready
+        load = self.runner.load()
+        return ready | {
+            "requests_running": load.running,
+            "requests_waiting": load.waiting,
+            "slots": load.slots,
+            "queue_delay_seconds": load.queue_delay_s,
+            "loop_age_seconds": load.loop_age_s,
+            "prefill_tokens_per_second": load.prefill_tokens_per_s,
+            "decode_tokens_per_second": load.decode_tokens_per_s,
+        }
+
     def _stuck(self) -> bool:
         return self.runner is not None and self.runner.load().loop_age_s > self._stuck_after_s
 
