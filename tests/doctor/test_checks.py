@@ -107,6 +107,7 @@ def test_what_was_not_seen_is_unknown_with_its_reason_and_never_a_pass() -> None
     blind = Evidence(url="u", now_s=0.0, reasons={"costs": "no price was given"})
     found = {finding.id: finding for finding in run_checks(blind)}
     assert found["costs"].verdict == "unknown"
+    assert found["session"].evidence == "no replica is known: see balancer"
     assert found["costs"].evidence == "no price was given"
     assert {f.verdict for f in found.values()} == {"unknown", "fail"}
     assert [f.id for f in found.values() if f.verdict == "fail"] == ["baseline", "balancer"]
@@ -197,3 +198,21 @@ def test_a_probe_that_is_still_there_fails_coherency_and_one_that_was_kept_does_
     kept = dataclasses.replace(READ, kept_because="it has no such page")
     told = {f.id: f for f in run_checks(dataclasses.replace(GOOD, coherency=kept))}["coherency"]
     assert (told.verdict, "left to age out" in told.evidence) == ("pass", True)
+
+
+def test_a_region_that_wants_a_key_says_how_to_give_it() -> None:
+    why = {"balancer": "answers 401: give the operator's key"}
+    closed = Evidence(url="http://r:8000", now_s=0.0, closed=True, limits=(1, 10), reasons=why)
+    found = {f.id: f for f in run_checks(closed)}
+    assert [name for name, f in found.items() if f.verdict == "fail"] == ["baseline", "balancer"]
+    assert found["balancer"].next == "bul check pre --url http://r:8000 --key-file FILE"
+    assert found["limits"].evidence == "no replica is known: see balancer"
+
+
+def test_what_was_not_given_is_named_with_a_command_that_gives_it() -> None:
+    bare = dataclasses.replace(GOOD, baseline=None, monitor=None, cost_per_day=None)
+    found = {f.id: f for f in run_checks(bare)}
+    assert found["degradation"].next == f"bul check baseline --url {GOOD.url}"
+    assert found["costs"].evidence == "no price was given"
+    for name in ("costs", "monitoring"):
+        assert f"--url {GOOD.url}" in found[name].next

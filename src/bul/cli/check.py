@@ -7,6 +7,7 @@ import dataclasses
 import secrets
 import time
 import typing
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -139,6 +140,8 @@ def _check(name: str, *, as_json: bool, markdown: Path | None, **given: typing.A
             click.echo(f"{mark} {finding.group:<10} {finding.title}: {finding.evidence}")
             if finding.next:
                 click.echo(f"  {'':<10} next: {finding.next}")
+        counts = Counter[str](finding.verdict for finding in findings)
+        click.echo(", ".join(f"{counts[verdict]} {verdict}" for verdict in _MARKS))
     return 1 if any(finding.verdict == "fail" for finding in findings) else 0
 
 

@@ -63,7 +63,10 @@ def run_checks(evidence: Evidence, groups: Sequence[str] = GROUPS) -> list[Findi
 
 
 def _unknown(evidence: Evidence, item: str, following: str) -> Said:
-    return "unknown", evidence.reasons.get(item, "nothing was seen"), following
+    reason = evidence.reasons.get(item)
+    if reason is None and not evidence.replicas:
+        return "unknown", "no replica is known: see balancer", following
+    return "unknown", reason or "nothing was seen", following
 
 
 def _mute(evidence: Evidence, what: Callable[[ReplicaEvidence], bool]) -> list[str]:
@@ -85,6 +88,8 @@ def _limits(evidence: Evidence) -> Said:
     following = "bul up --min-replicas 2 --max-replicas 10"
     if evidence.limits is None:
         return _unknown(evidence, "limits", "run it on the region's host, with --state-dir")
+    if not evidence.replicas:
+        return _unknown(evidence, "replicas", following)
     low, high = evidence.limits
     now = len(evidence.replicas)
     said = f"{low} to {high}, {now} now"
@@ -94,6 +99,8 @@ def _limits(evidence: Evidence) -> Said:
 def _balancer(evidence: Evidence) -> Said:
     following = "bul route --replica URL ..., and point --url at it"
     if evidence.policy is None:
+        if evidence.closed:
+            following = f"bul check pre --url {evidence.url} --key-file FILE"
         return "fail", evidence.reasons.get("balancer", "no router answers here"), following
     if evidence.replicas and not evidence.well:
         return "unknown", SEE_HEALTH, following
@@ -123,10 +130,14 @@ def _health(evidence: Evidence) -> Said:
 
 
 def _monitoring(evidence: Evidence) -> Said:
-    following = "bul plan --out DIR writes prometheus.yml and alerts.yml; then --prometheus URL"
+    following = (
+        "bul plan --rps 10 --out DIR writes prometheus.yml and alerts.yml; then "
+        f"bul check pre --url {evidence.url} --prometheus URL"
+    )
     closed = _mute(evidence, lambda replica: replica.series is None)
     if closed:
-        return "fail", f"no metrics from {', '.join(closed)}", "give the operator's key: --key-file"
+        following = f"bul check pre --url {evidence.url} --key-file FILE"
+        return "fail", f"no metrics from {', '.join(closed)}", following
     if evidence.monitor is None:
         return _unknown(evidence, "monitoring", following)
     monitor = evidence.monitor
@@ -220,7 +231,8 @@ def _metrics(evidence: Evidence) -> Said:
         return _unknown(evidence, "metrics", following)
     unread = _mute(evidence, lambda replica: replica.signals is None)
     if len(unread) == len(evidence.heard):
-        return "unknown", f"not read from {', '.join(unread)}", "give the operator's key"
+        following = f"bul check post --url {evidence.url} --key-file FILE"
+        return "unknown", f"not read from {', '.join(unread)}", following
     wrong = []
     for replica in evidence.heard:
         signals = replica.signals or {}
@@ -253,8 +265,12 @@ def _load(evidence: Evidence) -> Said:
 
 def _degradation(evidence: Evidence) -> Said:
     following = "bul bench against the region, and what changed since the baseline"
-    if evidence.baseline is None or len(evidence.ttft_ms) < SAMPLES_MIN:
-        return _unknown(evidence, "degradation", "bul check baseline")
+    if evidence.baseline is None:
+        following = f"bul check baseline --url {evidence.url}"
+        return "unknown", "there is no baseline to compare with", following
+    if len(evidence.ttft_ms) < SAMPLES_MIN:
+        seen = f"{len(evidence.ttft_ms)} probes were answered, {SAMPLES_MIN} are needed"
+        return "unknown", seen, f"bul check pre --url {evidence.url}"
     before, now = evidence.baseline.ttft_ms, evidence.ttft_ms
     ratio = statistics.median(now) / max(statistics.median(before), 1e-9)
     p = mann_whitney_p(before, now)
@@ -271,7 +287,10 @@ def _degradation(evidence: Evidence) -> Said:
 def _costs(evidence: Evidence) -> Said:
     following = "bul plan --price-per-replica-hour shows what would be cheaper"
     if evidence.cost_per_day is None or evidence.budget_per_day is None:
-        return _unknown(evidence, "costs", "give --price-per-replica-hour and --budget-per-day")
+        missing = "price" if evidence.cost_per_day is None else "budget"
+        flags = "--price-per-replica-hour 2 --budget-per-day 100"
+        following = f"bul check post --url {evidence.url} {flags}, with yours"
+        return "unknown", evidence.reasons.get("costs", f"no {missing} was given"), following
     said = f"{evidence.cost_per_day:,.2f} of {evidence.budget_per_day:,.2f} a day"
     if evidence.cost_basis:
         said += f": {evidence.cost_basis}"

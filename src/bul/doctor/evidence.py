@@ -28,6 +28,7 @@ PROBES_PER_REPLICA, PROBES_MIN = 10, 20
 PROBE_WORDS, PROBE_TOKENS = 40, 4
 SESSIONS, ASKED_PER_SESSION = 4, 4
 COHERENCY_WORDS = 260
+NEEDS_KEY = "give the operator's key"
 
 Say = Callable[[str], None]
 _AWAY = (httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError, ValueError, KeyError)
@@ -80,11 +81,14 @@ async def look(looked: Looked, say: Say, now_s: float) -> Evidence:
         body = _body(model, _words(f"{looked.salt} coherency", COHERENCY_WORDS))
         well = [replica.url for replica in replicas if replica.well]
         coherency, reasons["coherency"] = await probe_coherency(client, well, body)
+        if not urls:
+            del reasons["coherency"]
         monitor, reasons["monitoring"] = await _monitor(client, looked.prometheus)
     cost_per_day, cost_basis = cost_of_a_day(looked, len(urls))
     return Evidence(
         url=looked.url,
         now_s=now_s,
+        closed=why.endswith(NEEDS_KEY),
         policy=policy,
         replicas=replicas,
         answered=answered,
@@ -117,7 +121,9 @@ async def probe_ttfts(looked: Looked, say: Say) -> list[float]:
     async with httpx.AsyncClient(
         trust_env=False, timeout=TIMEOUT, headers=looked.headers
     ) as client:
-        _, urls, _ = await _router(client, looked.url)
+        _, urls, why = await _router(client, looked.url)
+        if why.endswith(NEEDS_KEY):
+            raise ValueError(f"{why}: --key-file FILE")
         model = await _model(client, looked.url)
         _, failed, ttfts = await _probe(client, looked, model, max(len(urls), 1), say)
     if failed or not ttfts:
@@ -129,7 +135,7 @@ async def _router(client: httpx.AsyncClient, url: str) -> tuple[str | None, list
     try:
         response = await client.get(f"{url}/replicas")
         if response.status_code != httpx.codes.OK:
-            said = "give the operator's key" if response.status_code in (401, 403) else "no router"
+            said = NEEDS_KEY if response.status_code in (401, 403) else "no router"
             return None, [], f"{url}/replicas answers {response.status_code}: {said}"
         page = msgspec.json.decode(response.content, type=dict[str, Any])
         return page["policy"], [found["url"] for found in page["replicas"]], ""

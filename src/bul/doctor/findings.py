@@ -103,6 +103,8 @@ class Monitor:
 class Evidence:
     """Everything that was seen; None where nothing was, with the reason in `reasons` by item.
 
+    closed: the router wants a key that was not given.
+
     answered: replica -> probes that it answered through the router. sessions: for each probed
     session the replicas that answered it. limits: (least, most) replicas. hosts: of replicas.
     cost_basis: what the cost of a day was reckoned from.
@@ -110,6 +112,7 @@ class Evidence:
 
     url: str
     now_s: float
+    closed: bool = False
     policy: str | None = None
     replicas: Sequence[ReplicaEvidence] = ()
     answered: Mapping[str, int] = dataclasses.field(default_factory=dict)
