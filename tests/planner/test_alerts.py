@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from bul.accounts.keys import hash_key
 from bul.cache.tiers.disk.tier import DiskTier
 from bul.config import ServeConfig, TimedConfig
+from bul.doctor.checks import SIGNALS
 from bul.inference.timed import TimedCore
 from bul.planner.alerts import ALERTS, RECORDED
 from bul.testing.prometheus import (
@@ -23,7 +25,8 @@ from bul.testing.prometheus import (
 from bul.testing.replica import running_replica
 from bul.testing.waiting import eventually
 
-DEPLOY = Path(__file__).parents[2] / "deploy" / "prometheus"
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy" / "prometheus"
 KEY = "bul-operator"
 
 
@@ -59,6 +62,30 @@ def test_every_alert_and_every_recorded_metric_has_its_test() -> None:
     tests = (DEPLOY / "alerts.test.yml").read_text(encoding="utf-8")
     assert [a.name for a in ALERTS if f"alertname: {a.name}\n" not in tests] == []
     assert [name for name in RECORDED if name not in tests] == []
+
+
+def test_every_metric_in_a_rule_is_a_documented_one() -> None:
+    """The reference is held against the code; the guide's seven are the recorded ones."""
+    pages = [p.read_text(encoding="utf-8") for p in (ROOT / "docs" / "reference").glob("*.md")]
+    documented = {name for page in pages for name in re.findall(r"`(bul_\w+)", page)}
+    # "`bul_regions_peer_NAME{peer}`: `reachable`, ..." stands for one name each.
+    for start, names in (
+        f for page in pages for f in re.findall(r"`(bul_\w+_)NAME\S*: (.*)", page)
+    ):
+        documented |= {start + name for name in re.findall(r"`(\w+)`", names)}
+    rules = [*RECORDED.values(), *(alert.expression for alert in ALERTS)]
+    used = {re.sub(r"_bucket$", "", n) for rule in rules for n in re.findall(r"bul_\w+", rule)}
+    assert len(used) > 10
+    assert used - documented == set()
+    assert list(RECORDED) == [*SIGNALS]
+
+
+def test_the_guides_two_alerts_have_its_durations_and_the_promises_have_theirs() -> None:
+    rules = {alert.name: (alert.expression, alert.for_) for alert in ALERTS}
+    assert rules["HighLoadRequiresScaling"] == ("requests_per_second > 1000", "5m")
+    assert rules["LowUtilizationScaleDown"] == ("cpu_utilization < 0.3", "30m")
+    promised = {"RouterBlind", "TierQuarantining", "TargetInfeasible", "RegionPartitioned"}
+    assert {*promised, "MetricsMissing"} <= set(rules)
 
 
 def damage(folder: Path) -> None:
