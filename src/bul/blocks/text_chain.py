@@ -84,26 +84,23 @@ def text_root(model: str, tenant: bytes, secret: bytes = b"") -> int:
 
 
 def text_hints(root: int, text: bytes) -> list[int]:
-    """One hint per full chunk of `text`, in order; a partial last chunk has none."""
+    """One hint per full chunk of the first TEXT_BYTES_MAX of `text`, in order; a partial last chunk
+    has none.
+    """
     parent, digest, size = root, xxhash.xxh3_64_intdigest, CHUNK_BYTES
-    starts = range(0, len(text) - size + 1, size)
+    starts = range(0, min(len(text), TEXT_BYTES_MAX) - size + 1, size)
     return [parent := digest(text[start : start + size], parent) for start in starts]
 
 
 def asked_text(asked: AskedChat | AskedCompletion) -> str:
-    """The canonical text of a request."""
+    """The canonical text of a request. Of a chat: roles and contents, in order, with marks that
+    no content can forge by being moved; tools come first, as chat templates render them.
+    """
     if isinstance(asked, AskedCompletion):
         return asked.prompt
-    return chat_text([(found.role, found.content) for found in asked.messages], asked.tools)
-
-
-def chat_text(messages: Iterable[tuple[str, object]], tools: object = None) -> str:
-    """Roles and contents, in order, with marks that no content can forge by being moved.
-
-    Tools come first, as chat templates render them. Contents are text, None, or lists of parts.
-    """
-    parts = [msgspec.json.encode(tools).decode(), _END] if tools else []
-    for role, content in messages:
+    parts = [msgspec.json.encode(asked.tools).decode(), _END] if asked.tools else []
+    for message in asked.messages:
+        role, content = message.role, message.content
         parts += (
             ALIASES.get(role, role),
             _FIELD,
@@ -111,6 +108,12 @@ def chat_text(messages: Iterable[tuple[str, object]], tools: object = None) -> s
             _END,
         )
     return "".join(parts)
+
+
+def chat_text(messages: Iterable[tuple[str, object]], tools: object = None) -> str:
+    """The same of a chat's roles and contents, which are text, None, or lists of parts."""
+    asked = [AskedMessage(role, content) for role, content in messages]
+    return asked_text(AskedChat(asked, tools=tools))
 
 
 def _flat(content: object) -> str:

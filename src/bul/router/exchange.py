@@ -13,7 +13,6 @@ connection.
 
 from __future__ import annotations
 
-import math
 import typing
 
 from bul.router.client_side import ClientSide
@@ -38,12 +37,12 @@ STALE_MAX = 1
 class Exchange(ClientSide):
     """Lives from a request's last byte to its answer's. All methods run in the event loop.
 
-    _rival: an earlier try than `upstream`, that still may answer. hedge_s: when a second replica
-    is asked.
+    _rival: an earlier try than `upstream`, that still may answer. _hedged: that one is over, and
+    for slowness alone no other is asked.
     """
 
     __slots__ = (
-        "_charge", "_rival", "_stale", "_stream", "_tried", "hedge_s", "prompt", "request",
+        "_charge", "_hedged", "_rival", "_stale", "_stream", "_tried", "prompt", "request",
     )  # fmt: skip
 
     def __init__(
@@ -57,7 +56,7 @@ class Exchange(ClientSide):
         super().__init__(router, client)
         self.request = request
         self.prompt = prompt
-        self.hedge_s = math.inf
+        self._hedged = False
         self._rival: UpstreamConnection | None = None
         self._tried: tuple[Replica, ...] = ()
         self._stale = 0
@@ -99,7 +98,7 @@ class Exchange(ClientSide):
         elif upstream.got_bytes:
             return
         else:
-            overdue = now_s >= self.hedge_s or (is_out and self._may_hedge)
+            overdue = self._is_overdue(upstream, now_s) or (is_out and self._may_hedge)
         if overdue:
             self._ask_another(upstream, is_out=is_out)
 
@@ -253,6 +252,13 @@ class Exchange(ClientSide):
     def _may_hedge(self) -> bool:
         return self._router.hedges_at_all and self.prompt.may_repeat
 
+    def _is_overdue(self, upstream: UpstreamConnection, now_s: float) -> bool:
+        """Whether the first byte should have been here by now."""
+        first_bytes, prompt = self._router.first_bytes, self.prompt
+        kind = first_bytes.kind(prompt, upstream.to_compute)
+        late_s = now_s - upstream.since_s
+        return not self._hedged and late_s >= first_bytes.delay_s(prompt, kind)
+
     def _is_stalled(self, now_s: float, *, is_out: bool) -> bool:
         """Whether a stream that could go on elsewhere has been silent for too long."""
         client, upstream = self._client, self.upstream
@@ -293,8 +299,7 @@ class Exchange(ClientSide):
         if prompt.hints:
             router.judge.sent(prompt, replica, router.coarse_s)
         self.deadline_s = now_s + router.config.response_timeout_s
-        upstream.kind = kind = router.first_bytes.kind(prompt, upstream.to_compute)
-        self.hedge_s = now_s + router.first_bytes.delay_s(prompt, kind)
+        self._hedged = False
         replica.in_flight += 1
         replica.requests += 1
         self.upstream = upstream
@@ -336,7 +341,7 @@ class Exchange(ClientSide):
         self.upstream = rival
         if self._stream is not None:
             self._stream.sent = None
-        self.hedge_s = math.inf
+        self._hedged = True
         self.last_s = self._router.coarse_s
         if self._client is not None and self._client.write_paused:
             self.pause()

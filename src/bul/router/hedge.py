@@ -19,6 +19,8 @@ __all__ = ["FirstBytes", "Gaps", "Percentile"]
 
 QUANTILE = 0.95
 STEP = 0.1
+UP = 1 + STEP * QUANTILE
+DOWN = 1 - STEP * (1 - QUANTILE)
 TIMES = 2.0
 SEEN_MIN = 20
 """Answers of a kind before its quantile is believed."""
@@ -39,12 +41,14 @@ class Percentile:
         self.seen = 0
 
     def add(self, seconds: float) -> None:
+        value = self._value
         if not self.seen:
-            self._value = max(seconds, SECONDS_MIN)
+            value = seconds
+        elif seconds > value:
+            value *= UP
         else:
-            more = seconds > self._value
-            self._value *= 1 + STEP * QUANTILE if more else 1 - STEP * (1 - QUANTILE)
-            self._value = max(self._value, SECONDS_MIN)
+            value *= DOWN
+        self._value = max(value, SECONDS_MIN)
         self.seen += 1
 
     def overdue_s(self, delay_min_s: float) -> float:

@@ -15,14 +15,18 @@ from bul.router.homes import FITS_MIN, Homes
 from bul.router.prompt import CHUNK_TOKENS, Prompt
 from bul.router.rates import Rates
 from bul.router.replica import Replica
-from bul.router.route import POLICIES, herd_homes, pick, score_prefix, score_session
+from bul.router.route import (
+    POLICIES,
+    herd_homes,
+    pick,
+    score_least_conn,
+    score_prefix,
+    score_session,
+)
 
 __all__ = ["Judge"]
 
-Facts = Mapping[str, Sequence[float]]
 Asker = Callable[[Mapping[str, object]], Mapping[str, object]]
-NO_FACTS: Facts = {}
-TO_COMPUTE = "to_compute_tokens"
 
 
 class Judge:
@@ -31,6 +35,7 @@ class Judge:
     def __init__(self, config: RouteConfig, rates: Rates) -> None:
         self._policy = config.policy
         self._rates = rates
+        self._score_load = POLICIES.get(config.policy, score_least_conn)
         self._turn = itertools.count()
         self._homes: Homes[Replica] = Homes()
         self.to_compute = 0.0
@@ -59,15 +64,36 @@ class Judge:
         if prompt.hints and len(candidates) < len(ready):
             candidates = self._herd_homes(ready, prompt, tried, now_s) or candidates
         scores: list[float] = []
-        facts, turn, chosen = NO_FACTS, 0, None
+        tokens: list[float] = []
+        herd: list[float] = []
+        left: list[float] = []
+        turn, chosen = 0, None
         if candidates:
             turn = next(self._turn)
-            scores, facts = self._scores(candidates, prompt, now_s)
+            in_flight = [replica.in_flight for replica in candidates]
+            if self._policy == "prefix":
+                hints = prompt.hints
+                matched = [replica.residency.matched(hints, now_s) for replica in candidates]
+                tokens, herd = _work(candidates, prompt, matched, now_s)
+                left = self._left_tokens(candidates, prompt, matched)
+                scores = score_prefix(
+                    tokens,
+                    in_flight,
+                    per_token_ms=self._rates.per_token_ms,
+                    per_request_ms=self._rates.per_request_ms,
+                    herd=herd,
+                    left=left,
+                )
+            elif self._policy == "session" and prompt.session:
+                names = [replica.authority for replica in candidates]
+                scores = score_session(prompt.session, names)
+            else:
+                scores = self._score_load(in_flight)
             index = pick(scores, turn)
             chosen = candidates[index]
-            tokens = facts.get(TO_COMPUTE)
             self.to_compute = tokens[index] if tokens else prompt.tokens
         if self.explain is not None or self._asker is not None:
+            facts = {"to_compute_tokens": tokens, "computing_tokens": herd, "left_tokens": left}
             document: dict[str, object] = self._explained(candidates, scores, facts) | {
                 "tokens": prompt.tokens,
                 "turn": turn,
@@ -84,18 +110,6 @@ class Judge:
         """`replica` gets `prompt`, which has hints."""
         replica.residency.add(prompt.hints, now_s)
         self._homes.add(prompt.hints, replica)
-
-    def _scores(
-        self, candidates: Sequence[Replica], prompt: Prompt, now_s: float
-    ) -> tuple[list[float], Facts]:
-        """The scores, and what they were made from beside the load."""
-        in_flight = [replica.in_flight for replica in candidates]
-        if self._policy == "prefix":
-            return self._prefix_scores(candidates, in_flight, prompt, now_s)
-        if self._policy == "session" and prompt.session:
-            names = [replica.authority for replica in candidates]
-            return score_session(prompt.session, names), NO_FACTS
-        return POLICIES.get(self._policy, POLICIES["least_conn"])(in_flight), NO_FACTS
 
     def _herd_homes(
         self, ready: Sequence[Replica], prompt: Prompt, tried: Sequence[Replica], now_s: float
@@ -116,33 +130,12 @@ class Judge:
         homes = herd_homes([prompt.tokens_after(chunks) for chunks in matched], herd)
         return [found[index] for index in sorted(homes)]
 
-    def _prefix_scores(
-        self, candidates: Sequence[Replica], in_flight: list[int], prompt: Prompt, now_s: float
-    ) -> tuple[list[float], Facts]:
-        hints = prompt.hints
-        matched = [replica.residency.matched(hints, now_s) for replica in candidates]
-        tokens = [prompt.tokens_after(chunks) for chunks in matched]
-        herd: list[float] = []
-        if any(matched) and any(replica.residency.computing for replica in candidates):
-            herd = _computing_tokens(candidates, prompt, matched, now_s)
-        best = max(matched)
-        left = self._left_tokens(candidates, prompt, matched, best) if best < len(hints) else []
-        scores = score_prefix(
-            tokens,
-            in_flight,
-            per_token_ms=self._rates.per_token_ms,
-            per_request_ms=self._rates.per_request_ms,
-            herd=herd if any(herd) else (),
-            left=left,
-        )
-        return scores, {TO_COMPUTE: tokens, "computing_tokens": herd, "left_tokens": left}
-
     def _left_tokens(
-        self, candidates: Sequence[Replica], prompt: Prompt, matched: Sequence[int], best: int
+        self, candidates: Sequence[Replica], prompt: Prompt, matched: Sequence[int]
     ) -> list[float]:
         """What its last home had of the prompt, beyond what anybody has; empty if nobody had."""
-        hints = prompt.hints
-        found = self._homes.find(hints, best)
+        hints, best = prompt.hints, max(matched)
+        found = self._homes.find(hints, best) if best < len(hints) else None
         if found is None:
             return []
         home, chunks = found
@@ -154,7 +147,10 @@ class Judge:
         return had
 
     def _explained(
-        self, candidates: Sequence[Replica], scores: Sequence[float], facts: Facts
+        self,
+        candidates: Sequence[Replica],
+        scores: Sequence[float],
+        facts: Mapping[str, Sequence[float]],
     ) -> dict[str, object]:
         rows = []
         for index, replica in enumerate(candidates):
@@ -167,6 +163,21 @@ class Judge:
             "per_request_ms": self._rates.per_request_ms,
             "candidates": rows,
         }
+
+
+def _work(
+    candidates: Sequence[Replica], prompt: Prompt, matched: Sequence[int], now_s: float
+) -> tuple[list[float], list[float]]:
+    """The tokens of the prompt that each would have to compute; and, if anybody is at it, those
+    that each computes for others.
+    """
+    whole = prompt.tokens
+    tokens = [whole - chunks * CHUNK_TOKENS for chunks in matched]
+    if any(matched):
+        for replica in candidates:
+            if replica.residency.computing:
+                return tokens, _computing_tokens(candidates, prompt, matched, now_s)
+    return tokens, []
 
 
 def _computing_tokens(

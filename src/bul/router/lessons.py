@@ -20,8 +20,9 @@ def learn(router: Router, prompt: Prompt, upstream: UpstreamConnection) -> None:
     """The answer to `prompt` has begun over `upstream`."""
     replica, to_compute = upstream.replica, upstream.to_compute
     waited_s = router.now_s() - upstream.since_s
-    if upstream.kind is not None:
-        upstream.kind.add(waited_s)
+    kind = router.first_bytes.kind(prompt, to_compute)
+    if kind is not None:
+        kind.add(waited_s)
     if prompt.hints:
         replica.residency.computed(prompt.hints, router.coarse_s)
         router.rates.observe(to_compute, upstream.ahead, waited_s * 1000)

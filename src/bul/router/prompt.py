@@ -115,7 +115,7 @@ def read_prompt(request: Request, *, hints: bool = True, secret: bytes = b"") ->
     chain: list[int] = []
     if hints:
         tenant = request.authorization[0] if request.authorization else b""
-        chain = text_hints(text_root(asked.model, tenant, secret), data[:TEXT_BYTES_MAX])
+        chain = text_hints(text_root(asked.model, tenant, secret), data)
     most = asked.max_completion_tokens or asked.max_tokens
     return Prompt(
         chain,

@@ -37,22 +37,23 @@ class Rates:
         self._sums = [0.0] * 9  # xx, xy, x, yy, y, 1, xt, yt, t
         for tokens, ahead in GUESSES:
             expected_ms = PER_TOKEN_MS * tokens + PER_REQUEST_MS * ahead + REST_MS
-            self._add(tokens, ahead, expected_ms, GUESS_WEIGHT)
+            self._add(tokens, ahead, expected_ms, weight=GUESS_WEIGHT)
 
     def observe(self, tokens: float, ahead: int, first_byte_ms: float) -> None:
         """One answer began: `tokens` were to compute, `ahead` requests were under way."""
         self._seen += 1
         if self._seen % SAMPLE_EVERY:
             return
-        self._sums = [total * FORGET for total in self._sums]
-        self._add(tokens, float(ahead), first_byte_ms, 1.0)
+        self._add(tokens, float(ahead), first_byte_ms, keep=FORGET)
         self._samples += 1
         if self._samples % SOLVE_EVERY == 0:
             self._solve()
 
-    def _add(self, x: float, y: float, t: float, weight: float) -> None:
+    def _add(self, x: float, y: float, t: float, *, keep: float = 1.0, weight: float = 1.0) -> None:
         terms = (x * x, x * y, x, y * y, y, 1.0, x * t, y * t, t)
-        self._sums = [total + weight * term for total, term in zip(self._sums, terms, strict=True)]
+        self._sums = [
+            keep * total + weight * term for total, term in zip(self._sums, terms, strict=True)
+        ]
 
     def _solve(self) -> None:
         """The normal equations, centred on the means; keeps the old rates where the samples

@@ -14,6 +14,7 @@ What was just computed counts for a moment even if the replica has not told yet.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Container, Iterable, Sequence
 
 __all__ = ["COLD_S_MAX", "GRACE_S", "Residency"]
@@ -25,8 +26,8 @@ GRACE_S = 1.0
 
 
 class Residency:
-    """Hints of one replica, at most `hints_max` of those sent. A dict keeps them in order of
-    their last use. `told` is set by whoever follows the replica's events.
+    """Hints of one replica, at most `hints_max` of those sent, in order of their last use. `told`
+    is set by whoever follows the replica's events.
     """
 
     __slots__ = ("_cold", "_sent", "hints_max", "told")
@@ -34,7 +35,7 @@ class Residency:
     def __init__(self, hints_max: int) -> None:
         assert hints_max >= 0
         self.hints_max = hints_max
-        self._sent: dict[int, float] = {}
+        self._sent: collections.OrderedDict[int, float] = collections.OrderedDict()
         self._cold: set[int] = set()
         self.told: Container[int] | None = None
 
@@ -52,9 +53,10 @@ class Residency:
 
         Does not count as a use.
         """
-        if self.told is None:
+        told = self.told
+        if told is None:
             return _leading(self._sent, hints)
-        low = _leading(self.told, hints)
+        low = _leading(told, hints)
         while low < len(hints) and self._is_recent(hints[low], now_s):
             low += 1
         return low
@@ -74,37 +76,17 @@ class Residency:
 
     def add(self, hints: Sequence[int], now_s: float = 0.0) -> None:
         """A prompt was sent: its hints become the last used ones, the head as the very last."""
-        sent, told = self._sent, self.told
-        if told is None:
-            self._add_unwatched(hints, now_s)
-            return
+        sent, told, cold = self._sent, self.told, self._cold
+        to_end = sent.move_to_end
         for hint in reversed(hints[: self.hints_max]):
-            gone = hint not in told and not self._is_recent(hint, now_s)
-            since_s = None if gone else sent.get(hint)
-            sent.pop(hint, None)
-            if since_s is None:
-                self._cold.add(hint)
-                since_s = now_s
-            sent[hint] = since_s
-        self._shrink()
-
-    def _add_unwatched(self, hints: Sequence[int], now_s: float) -> None:
-        """The same where nothing is told: each request comes here, so it is kept short."""
-        sent, cold, pop = self._sent, self._cold, self._sent.pop
-        for hint in reversed(hints[: self.hints_max]):
-            since_s = pop(hint, None)
-            if since_s is None:
-                cold.add(hint)
-                since_s = now_s
-            sent[hint] = since_s
-        self._shrink()
-
-    def _shrink(self) -> None:
-        sent = self._sent
+            if hint in sent:
+                to_end(hint)
+                if told is None or hint in told or self._is_recent(hint, now_s):
+                    continue
+            cold.add(hint)
+            sent[hint] = now_s
         while len(sent) > self.hints_max:
-            oldest = next(iter(sent))
-            del sent[oldest]
-            self._cold.discard(oldest)
+            cold.discard(sent.popitem(last=False)[0])
 
     def computed(self, hints: Sequence[int], now_s: float) -> None:
         """An answer to this prompt began: what was sent is there."""
@@ -136,9 +118,9 @@ class Residency:
 
 def _leading(held: Container[int], hints: Sequence[int]) -> int:
     """A bisection: heads outlive tails here, so [0, found) is held and [found, end) is not."""
-    low, high = 0, len(hints)
-    if high == 0 or hints[0] not in held:
+    if not hints or hints[0] not in held:
         return 0
+    low, high = 1, len(hints)
     while low < high:
         middle = (low + high) // 2
         if hints[middle] in held:

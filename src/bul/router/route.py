@@ -24,7 +24,6 @@ sessions with it, and gets them back when it returns.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import xxhash
@@ -84,18 +83,23 @@ def score_prefix(
     computes of it for others, not counted in `tokens`; empty if nobody does. left: what it had of
     it before, and nobody has now, counted in `tokens`; empty if nobody had.
     """
-    homes = herd_homes(tokens, herd) if herd else ()
+    per_token_ms *= STORED_TWICE
+    homes = herd_homes(tokens, herd) if any(herd) else ()
+    if homes:
+        return [
+            1.0 / (1.0 + per_token_ms * compute + per_request_ms * load) if index in homes else 0.0
+            for index, (compute, load) in enumerate(zip(tokens, in_flight, strict=True))
+        ]
     limit = load_limit(in_flight)
-    stored_ms = STORED_TWICE * per_token_ms
     waits_ms = [
-        stored_ms * compute + per_request_ms * load
+        per_token_ms * compute + per_request_ms * load
         for compute, load in zip(tokens, in_flight, strict=True)
     ]
     for index, had in enumerate(left):
-        waits_ms[index] -= min(stored_ms * had, HOME_AHEAD * per_request_ms)
+        waits_ms[index] -= min(per_token_ms * had, HOME_AHEAD * per_request_ms)
     return [
-        1.0 / (1.0 + wait_ms) if (index in homes if homes else load < limit) else 0.0
-        for index, (wait_ms, load) in enumerate(zip(waits_ms, in_flight, strict=True))
+        1.0 / (1.0 + wait_ms) if load < limit else 0.0
+        for wait_ms, load in zip(waits_ms, in_flight, strict=True)
     ]
 
 
@@ -122,15 +126,17 @@ def herd_homes(tokens: Sequence[float], herd: Sequence[float]) -> frozenset[int]
     )
 
 
-def load_limit(in_flight: Sequence[int]) -> int:
-    """Who has this many under way may not take one more; always above the smallest load."""
+def load_limit(in_flight: Sequence[int]) -> float:
+    """Who has this many or more under way may not take one more; always above the smallest load."""
     mean = (sum(in_flight) + 1) / len(in_flight)
-    return max(LOAD_SLACK, math.ceil(LOAD_SHARE_MAX * mean))
+    return max(LOAD_SLACK, LOAD_SHARE_MAX * mean)
 
 
 def pick(scores: Sequence[float], turn: int) -> int:
     """The index of the highest score; among equals, the `turn`-th one, going round."""
     best = max(scores)
+    if scores.count(best) == 1:
+        return scores.index(best)
     ties = [index for index, score in enumerate(scores) if score == best]
     return ties[turn % len(ties)]
 

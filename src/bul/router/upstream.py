@@ -16,7 +16,6 @@ import httptools
 
 from bul.inference.resume import HEADER as RESUME_HEADER
 from bul.router.health import LATE_S
-from bul.router.hedge import Percentile
 from bul.router.http1 import HOP_BY_HOP, Request
 from bul.router.replica import Replica
 from bul.router.stream_record import EVENT_END
@@ -51,8 +50,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     since_s: when the present try was sent, or the idleness after the last one began.
     idled_s: how long it was idle before the present try. ahead, to_compute: requests that the
-    replica had under way, and estimated prompt tokens left to it, when the try was sent. kind:
-    where its time to the first byte counts.
+    replica had under way, and estimated prompt tokens left to it, when the try was sent.
     tells_tokens: the answer is a stream of ours that says which tokens its events are from.
     """
 
@@ -64,7 +62,6 @@ class UpstreamConnection(asyncio.Protocol):
         self.since_s = 0.0
         self.ahead = 0
         self.to_compute = 0.0
-        self.kind: Percentile | None = None
         self.got_bytes = False
         self.status = 0
         self._dialling: asyncio.Task[None] | None = None

@@ -26,7 +26,6 @@ from bul.blocks.block_events import BEAT_S, EventLine, OpsLog, encode_line
 from bul.blocks.chain import block_keys, chain_root
 from bul.blocks.text_chain import (
     CHUNK_BYTES,
-    TEXT_BYTES_MAX,
     chat_text,
     text_hints,
     text_root,
@@ -88,7 +87,7 @@ class BlockEvents:
             return
         if self._root is None:
             self._root = core.identity.digest()
-        hints = text_hints(text_root(job.model, authorization, self._secret), data[:TEXT_BYTES_MAX])
+        hints = text_hints(text_root(job.model, authorization, self._secret), data)
         keys = block_keys(chain_root(self._root, salt), prompts[0], core.block_tokens)
         tokens = len(prompts[0])
         self.note(hints, len(data), tokens=tokens, keys=keys, block_tokens=core.block_tokens)
