@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from bul.errors import InvalidRequest
 from bul.router.heads import HEADS_MAX, KnownHeads
 from bul.router.http1 import Request, RequestReader
 from bul.testing.router_net import RouterNet, post
-from bul.testing.upstreams import answering
+from bul.testing.upstreams import Behaviour, answering, raw
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: bul\r\nAuthorization: Bearer x\r\nA: 1\r\n"
 
@@ -113,3 +115,97 @@ async def test_the_same_client_again_and_again_is_passed_on_unchanged(net: Route
         assert (await client.answer())[0] == 200
     assert [request.split(b"\r\n\r\n")[1] for request in upstream.requests] == bodies
     assert len({request.split(b"content-length")[0] for request in upstream.requests}) == 1
+
+
+# Answers.
+
+PLAIN = b"HTTP/1.1 200 OK\r\nserver: x\r\ncontent-length: 3\r\na: 1\r\n\r\nabc"
+
+
+def _first_and_then(first: bytes, then: Behaviour) -> Behaviour:
+    """The first answer is plain, all others are something else."""
+    asked = 0
+
+    async def behave(request: bytes, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        await (raw(first, close=False) if asked == 1 else then)(request, writer)
+
+    return behave
+
+
+async def test_an_answer_under_a_known_head_is_what_it_would_be_under_a_new_one(
+    net: RouterNet,
+) -> None:
+    bodies = [b"x" * 10**number for number in range(5)]
+    left = [PLAIN.replace(b"3", b"%d" % len(body)).replace(b"abc", body) for body in bodies]
+
+    async def behave(request: bytes, writer: asyncio.StreamWriter) -> None:
+        await raw(left.pop(0), close=False)(request, writer)
+
+    router = await net.router(await net.upstream(behave))
+    client = await net.client(router)
+    heads = []
+    for body in bodies:
+        await client.send(post(b"{}"))
+        status, headers, found = await client.answer()
+        assert (status, found) == (200, body)
+        assert headers.pop(b"content-length") == b"%d" % len(body)
+        heads.append(headers)
+    assert all(head == heads[0] for head in heads)
+    assert heads[0][b"a"] == b"1"
+    assert b"x-bul-replica" in heads[0]
+    await client.send(post(b"{}").replace(b"Host: bul", b"Host: bul\r\nConnection: close"))
+    left.append(PLAIN)
+    assert (await client.answer())[1][b"connection"] == b"close"
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(
+    "answer",
+    [
+        PLAIN + b"d",
+        PLAIN + PLAIN,
+        PLAIN[:-1],
+        PLAIN.replace(b": 3", b": 3, 4"),
+        PLAIN.replace(b": 3", b": 03"),
+        PLAIN.replace(b": 3", b": 3\r\ncontent-length: 4"),
+        PLAIN.replace(b": 3", b": 3\r\ntransfer-encoding: chunked"),
+        PLAIN.replace(b"\r\na: 1", b"\r\n a: 1"),
+        PLAIN.replace(b"1.1", b"1.0"),
+        PLAIN.replace(b"200 OK", b"204 No Content"),
+        PLAIN.replace(b"a: 1", b"connection: close"),
+    ],
+)
+async def test_a_known_head_lets_nothing_pass_that_would_not_have_passed(
+    net: RouterNet, answer: bytes
+) -> None:
+    async def ask(*, learned: bool) -> object:
+        then = raw(answer)
+        behave = _first_and_then(PLAIN, then) if learned else then
+        upstream = await net.upstream(behave)
+        router = await net.router(upstream, retries_at_least=0, retry_share=0.0)
+        if learned:
+            assert (await net.ask(router, post(b"{}")))[0] == 200
+            assert router.replicas[0].answers.find(PLAIN) is not None
+            assert router.replicas[0].answers.find(answer) is None
+        status, headers, body = await net.ask(router, post(b"{}"))
+        return status, sorted(headers.keys()), body
+
+    assert await ask(learned=True) == await ask(learned=False)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        PLAIN.replace(b"200 OK", b"429 Too Many Requests"),
+        PLAIN.replace(b"200 OK", b"404 Not Found"),
+        PLAIN.replace(b"a: 1", b"connection: close"),
+        PLAIN.replace(b"a: 1", b"a: content-length"),
+        PLAIN.replace(b": 3", b": 4"),
+    ],
+)
+async def test_only_a_whole_plain_200_is_remembered(net: RouterNet, answer: bytes) -> None:
+    router = await net.router(await net.upstream(raw(answer)), retries_at_least=0, retry_share=0.0)
+    await net.ask(router, post(b"{}"))
+    assert router.replicas[0].answers.find(answer) is None

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from bul.blocks.text_chain import CHUNK_BYTES
 from bul.errors import ConfigError
+from bul.router.heads import KnownAnswers
 from bul.router.hedge import Gaps, Percentile
 from bul.router.limit import ConcurrencyLimit
 from bul.router.prompt import BYTES_PER_TOKEN
@@ -42,6 +43,7 @@ class Replica:
     """
 
     __slots__ = (
+        "answers",
         "authority",
         "ejected_until_s",
         "failures",
@@ -85,6 +87,7 @@ class Replica:
         self.failures = 0
         self.failures_in_a_row = 0
         self.ejected_until_s = 0.0
+        self.answers = KnownAnswers()
         self.idle: list[UpstreamConnection] = []
         self.residency = Residency(residency_tokens * BYTES_PER_TOKEN // CHUNK_BYTES)
 
