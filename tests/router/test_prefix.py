@@ -9,7 +9,15 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from bul.blocks.text_chain import CHUNK_BYTES, chat_text, text_hints, text_root
+from bul.blocks.text_chain import (
+    CHUNK_BYTES,
+    FIRST_BYTES,
+    TEXT_BYTES_MAX,
+    chat_text,
+    hinted_bytes,
+    text_hints,
+    text_root,
+)
 from bul.router.http1 import Request
 from bul.router.prompt import NO_PROMPT, Prompt, read_prompt
 from bul.router.rates import PER_REQUEST_MS, PER_TOKEN_MS, Rates
@@ -24,19 +32,41 @@ TEXT = b"".join(b"%07d " % number for number in range(1024))
 def test_equal_beginnings_have_equal_hints_and_only_those() -> None:
     root = text_root("m", b"")
     whole = text_hints(root, TEXT)
-    assert len(whole) == len(TEXT) // CHUNK_BYTES == 16
-    assert text_hints(root, TEXT[: 8 * CHUNK_BYTES]) == whole[:8]
+    assert len(whole) == 1 + len(TEXT) // CHUNK_BYTES == 9
+    assert text_hints(root, TEXT[: 4 * CHUNK_BYTES]) == whole[:5]
     changed = bytearray(TEXT)
     changed[4 * CHUNK_BYTES] ^= 1
-    assert text_hints(root, bytes(changed))[:4] == whole[:4]
-    assert not set(text_hints(root, bytes(changed))[4:]) & set(whole)
+    assert text_hints(root, bytes(changed))[:5] == whole[:5]
+    assert not set(text_hints(root, bytes(changed))[5:]) & set(whole)
+    changed = bytearray(TEXT)
+    changed[0] ^= 1
+    assert not set(text_hints(root, bytes(changed))) & set(whole)
+    changed = bytearray(TEXT)
+    changed[FIRST_BYTES] ^= 1
+    assert text_hints(root, bytes(changed))[:1] == whole[:1]
+    assert not set(text_hints(root, bytes(changed))[1:]) & set(whole)
 
 
-def test_a_partial_chunk_has_no_hint() -> None:
-    root = text_root("m", b"")
-    assert text_hints(root, TEXT[: CHUNK_BYTES - 1]) == []
-    assert len(text_hints(root, TEXT[:CHUNK_BYTES])) == 1
-    assert len(text_hints(root, TEXT[: CHUNK_BYTES + 1])) == 1
+@pytest.mark.parametrize(
+    ("size", "hints"),
+    [
+        (0, 0),
+        (FIRST_BYTES - 1, 0),
+        (FIRST_BYTES, 1),
+        (CHUNK_BYTES - 1, 1),
+        (CHUNK_BYTES, 2),
+        (2 * CHUNK_BYTES - 1, 2),
+        (2 * CHUNK_BYTES, 3),
+        (TEXT_BYTES_MAX, TEXT_BYTES_MAX // CHUNK_BYTES + 1),
+        (TEXT_BYTES_MAX + CHUNK_BYTES, TEXT_BYTES_MAX // CHUNK_BYTES + 1),
+    ],
+)
+def test_a_partial_chunk_has_no_hint(size: int, hints: int) -> None:
+    found = text_hints(text_root("m", b""), b"x" * size)
+    assert len(found) == hints
+    covered = hinted_bytes(hints)
+    assert covered <= min(size, TEXT_BYTES_MAX)
+    assert Prompt(found, size / 4).tokens_after(hints) == (size - covered) / 4
 
 
 def test_models_and_tenants_share_no_hint() -> None:
@@ -45,7 +75,7 @@ def test_models_and_tenants_share_no_hint() -> None:
         for model in ("a", "b")
         for tenant in (b"", b"Bearer x", b"Bearer y")
     ]
-    assert len({hint for chain in chains for hint in chain}) == 6 * 16
+    assert len({hint for chain in chains for hint in chain}) == 6 * 9
 
 
 def test_a_chat_has_one_text_however_its_json_is_written() -> None:
@@ -85,7 +115,7 @@ def test_a_body_that_cannot_be_read_has_no_hints(body: bytes) -> None:
 
 def test_a_completion_has_hints_and_other_paths_have_none() -> None:
     document = {"model": "m", "prompt": TEXT.decode()}
-    assert len(read_prompt(_request(document, b"/v1/completions")).hints) == 16
+    assert len(read_prompt(_request(document, b"/v1/completions")).hints) == 9
     assert read_prompt(_request(document, b"/v1/embeddings")) is NO_PROMPT
 
 
@@ -210,7 +240,7 @@ def _hot_prefix(chooser: Chooser, seed: int) -> tuple[float, float]:
         root = number if dice.random() < 0.8 else -dice.randrange(50)
         tail = text_hints(abs(root) + 2, b"t" * (1024 if root >= 0 else 8192))
         hints = hot + tail if root >= 0 else tail
-        prompt = Prompt(hints, len(hints) * CHUNK_BYTES / 4)
+        prompt = Prompt(hints, hinted_bytes(len(hints)) / 4)
         to_compute = [prompt.tokens_after(residency.matched(hints)) for residency in held]
         chosen = chooser(to_compute, in_flight, number)
         held[chosen].add(hints)

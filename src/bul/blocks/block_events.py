@@ -3,7 +3,7 @@
 Refuses to say what a text was: a text is its hint (`text_chain.py`), whose root is keyed. Both
 sides of the wire use this module, since a service and a router never import each other.
 
-    GET /cache/events?epoch=E&after=N      operator's key, if there are keys
+    GET /cache/events/2?epoch=E&after=N    operator's key, if there are keys
     id: CRC-32 of the data, in hex
     data: {"epoch":E,"after":N,"seq":N+2,"ops":[[hint,cached tokens],[hint,0]]}    0: it is gone
     data: {"epoch":E,"after":S,"seq":S,"ops":[...],"snapshot":true,"more":true}    replaces all
@@ -35,7 +35,9 @@ __all__ = [
     "encode_line",
 ]
 
-PATH = "/cache/events"
+PATH = "/cache/events/2"
+"""With the version of the hints: who makes other ones has no such page, and is routed to by what it
+was sent."""
 BEAT_S = 1.0
 """A replica is never silent for longer than this."""
 OPS_PER_LINE = 2048

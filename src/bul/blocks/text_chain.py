@@ -5,11 +5,15 @@ costs a detour and never a wrong block (those have keys of their own, `chain.py`
 replicas call the same functions, so both speak of the same text.
 
     root   = first 8 bytes of BLAKE2b(tenant, model), keyed with the region's secret
-    hint_i = h(text [i*512, (i+1)*512), seed hint_{i-1})
+    hint_0 = h(text [0, 512), seed root)                     a short prompt has one, too
+    hint_i = h(text [(i-1)*1024, i*1024), seed hint_{i-1})
 
-h is xxh3-64 with the parent as its seed: 8 kB of text in about 5 us, where BLAKE2b takes 20. It
-is no cryptographic hash, so what keeps a published hint from telling whether a guessed prompt was
-asked is the root: a tenant can work out its own, from its own prompts, and nobody else's.
+A kilobyte is some 250 tokens: what a replica holds beyond its last hint is believed to be
+computed again, which costs a router's estimate less than twice as many hints cost it time.
+
+h is xxh3-64 with the parent as its seed: 8 kB of text in 2 us, where BLAKE2b takes 20. It is no
+cryptographic hash, so what keeps a published hint from telling whether a guessed prompt was asked
+is the root: a tenant can work out its own, from its own prompts, and nobody else's.
 """
 
 from __future__ import annotations
@@ -24,17 +28,20 @@ import xxhash
 
 __all__ = [
     "CHUNK_BYTES",
+    "FIRST_BYTES",
     "TEXT_BYTES_MAX",
     "AskedChat",
     "AskedCompletion",
     "asked_text",
     "chat_text",
+    "hinted_bytes",
     "text_hints",
     "text_root",
     "text_secret",
 ]
 
-CHUNK_BYTES = 512
+FIRST_BYTES = 512
+CHUNK_BYTES = 1024
 TEXT_BYTES_MAX = 256 * 1024
 """Longer texts are told apart by their beginnings."""
 ALIASES = {"developer": "system"}
@@ -84,12 +91,24 @@ def text_root(model: str, tenant: bytes, secret: bytes = b"") -> int:
 
 
 def text_hints(root: int, text: bytes) -> list[int]:
-    """One hint per full chunk of the first TEXT_BYTES_MAX of `text`, in order; a partial last chunk
-    has none.
+    """One hint per full chunk of the first TEXT_BYTES_MAX of `text`, in order, after the one of its
+    first bytes; a partial last chunk has none.
     """
-    parent, digest, size = root, xxhash.xxh3_64_intdigest, CHUNK_BYTES
-    starts = range(0, min(len(text), TEXT_BYTES_MAX) - size + 1, size)
-    return [parent := digest(text[start : start + size], parent) for start in starts]
+    digest, size = xxhash.xxh3_64_intdigest, CHUNK_BYTES
+    end = min(len(text), TEXT_BYTES_MAX)
+    if end < FIRST_BYTES:
+        return []
+    parent = digest(text[:FIRST_BYTES], root)
+    hints = [parent]
+    for start in range(0, end - size + 1, size):
+        parent = digest(text[start : start + size], parent)
+        hints.append(parent)
+    return hints
+
+
+def hinted_bytes(hints: int) -> int:
+    """How many bytes of a text its first so many hints stand for."""
+    return (hints - 1) * CHUNK_BYTES if hints > 1 else hints * FIRST_BYTES
 
 
 def asked_text(asked: AskedChat | AskedCompletion) -> str:

@@ -42,6 +42,8 @@ SWEEP_S = 0.1
 SWEEP_LATE_S = 0.1
 """A sweep later than this says that the loop was busy: what is silent may have been unread."""
 TRIES_MAX = 4
+REPLICAS_OWN = b"/v1/"
+"""No page of the router's is below this."""
 BACKLOG = 4096
 
 Gate = Callable[[Iterable[tuple[bytes, bytes]]], bool]
@@ -98,7 +100,7 @@ class Router:
         self.followers: dict[str, Follower] = {}
         """Of the replicas' block events, by URL; empty if no policy asks for them."""
         self._ready: tuple[Replica, ...] = ()
-        self.queued = self.shed = 0
+        self.queued = self.shed = self._counted = 0
         self.members = Membership(
             ttl_s=config.member_ttl_s,
             members_max=config.members_max,
@@ -119,8 +121,6 @@ class Router:
         self._drained = asyncio.Event()
         self._leaving: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-
-    # Life and membership.
 
     async def start(self) -> str:
         """Listen and probe; returns the URL. Raises ConfigError if the port is taken."""
@@ -231,18 +231,14 @@ class Router:
 
     def handle(self, client: ClientConnection, request: Request) -> None:
         """Answer one of our own pages, or send the request to a replica."""
-        path = request.target.partition(b"?")[0]
-        if path in pages.PATHS or path in self.more_pages:
-            client.write(self._page(path, request))
-            client.answered(close=not request.keep_alive)
-            return
-        if path == MEMBERS and self.config.members:
-            client.write(self._members_page(request))
-            client.answered(close=not request.keep_alive)
-            return
+        if not request.target.startswith(REPLICAS_OWN):
+            page = self._own_page(request)
+            if page is not None:
+                client.write(page)
+                client.answered(close=not request.keep_alive)
+                return
         client.deadline_s = math.inf
         self.arrivals += 1
-        self._budget.request(self.coarse_s)
         prompt = read_prompt(request, hints=self._by_prefix, secret=self._text_secret)
         if self._session is not None:
             prompt = prompt.of_session(session_of(request, *self._session))
@@ -259,6 +255,14 @@ class Router:
             exchange = make_exchange(self.tracer, self, client, request, prompt, charge)
         client.exchange = exchange
         exchange.dispatch()
+
+    def _own_page(self, request: Request) -> bytes | None:
+        path = request.target.partition(b"?")[0]
+        if path in pages.PATHS or path in self.more_pages:
+            return self._page(path, request)
+        if path == MEMBERS and self.config.members:
+            return self._members_page(request)
+        return None
 
     def _refuse(self, client: ClientConnection, request: Request, over: OverLimit) -> None:
         self.over_limit += 1
@@ -278,11 +282,12 @@ class Router:
         """Whether another replica may try; if so, that is taken from the budget."""
         if len(tried) >= TRIES_MAX or all(replica in tried for replica in self._ready):
             return False
+        self._count_arrivals()
         return self._budget.take(self.now_s())
 
     def freed(self) -> None:
         """A replica may have room again: whoever waits is served, in the loop's next turn."""
-        if self.waiting and self._loop is not None:
+        if self.waiting.size and self._loop is not None:
             self._loop.call_soon(self._serve_waiting)
 
     def failed(self, replica: Replica) -> None:
@@ -311,6 +316,11 @@ class Router:
     def _changed(self) -> None:
         self._ready = tuple(r for r in self._replicas.values() if r.state == READY)
         self.freed()
+
+    def _count_arrivals(self) -> None:
+        """Into the budget, all since the last time at once."""
+        self._budget.request(self.coarse_s, self.arrivals - self._counted)
+        self._counted = self.arrivals
 
     def _serve_waiting(self) -> None:
         for _ in range(len(self.waiting)):
@@ -377,6 +387,7 @@ class Router:
         """End what is past its deadline."""
         while True:
             await asyncio.sleep(SWEEP_S)
+            self._count_arrivals()
             before_s, self.coarse_s = self.coarse_s, self.now_s()
             now_s = self.coarse_s
             late = now_s - before_s > SWEEP_S + SWEEP_LATE_S

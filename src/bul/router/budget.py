@@ -22,9 +22,9 @@ class RetryBudget:
         self._requests = [0] * WINDOW_S
         self._retries = [0] * WINDOW_S
 
-    def request(self, now_s: float) -> None:
-        """Count one new request."""
-        self._requests[self._slot(now_s)] += 1
+    def request(self, now_s: float, count: int = 1) -> None:
+        """Count so many new requests."""
+        self._requests[self._slot(now_s)] += count
 
     def take(self, now_s: float) -> bool:
         """Whether one more retry is within the budget; if so it is counted."""

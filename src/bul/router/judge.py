@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bul.config import RouteConfig
 from bul.router.homes import FITS_MIN, Homes
-from bul.router.prompt import CHUNK_TOKENS, Prompt
+from bul.router.prompt import HINTED_TOKENS, Prompt
 from bul.router.rates import Rates
 from bul.router.replica import Replica
 from bul.router.route import (
@@ -127,7 +127,7 @@ class Judge:
         if not any(matched):
             return []
         herd = _computing_tokens(found, prompt, matched, now_s)
-        homes = herd_homes([prompt.tokens_after(chunks) for chunks in matched], herd)
+        homes = herd_homes([prompt.tokens_after(count) for count in matched], herd)
         return [found[index] for index in sorted(homes)]
 
     def _left_tokens(
@@ -138,12 +138,12 @@ class Judge:
         found = self._homes.find(hints, best) if best < len(hints) else None
         if found is None:
             return []
-        home, chunks = found
+        home, count = found
         if home not in candidates or home.residency.hints_max < FITS_MIN * len(hints):
             return []
         had = [0.0] * len(candidates)
         index = candidates.index(home)
-        had[index] = (chunks - matched[index]) * CHUNK_TOKENS
+        had[index] = HINTED_TOKENS[count] - HINTED_TOKENS[matched[index]]
         return had
 
     def _explained(
@@ -172,7 +172,7 @@ def _work(
     that each computes for others.
     """
     whole = prompt.tokens
-    tokens = [whole - chunks * CHUNK_TOKENS for chunks in matched]
+    tokens = [whole - HINTED_TOKENS[count] for count in matched]
     if any(matched):
         for replica in candidates:
             if replica.residency.computing:
@@ -185,10 +185,10 @@ def _computing_tokens(
 ) -> list[float]:
     """What each of them computes of the prompt for somebody else right now."""
     return [
-        (chunks - replica.residency.warm(prompt.hints, now_s, chunks)) * CHUNK_TOKENS
-        if chunks
+        HINTED_TOKENS[count] - HINTED_TOKENS[replica.residency.warm(prompt.hints, now_s, count)]
+        if count
         else 0.0
-        for chunks, replica in zip(matched, replicas, strict=True)
+        for count, replica in zip(matched, replicas, strict=True)
     ]
 
 

@@ -16,6 +16,7 @@ from bul.blocks.text_chain import (
     AskedChat,
     AskedCompletion,
     asked_text,
+    hinted_bytes,
     text_hints,
     text_root,
 )
@@ -23,7 +24,7 @@ from bul.router.http1 import Request
 
 __all__ = [
     "BYTES_PER_TOKEN",
-    "CHUNK_TOKENS",
+    "HINTED_TOKENS",
     "NO_PROMPT",
     "SESSION_BYTES_MAX",
     "TEXT_BYTES_MAX",
@@ -34,13 +35,16 @@ __all__ = [
 
 BYTES_PER_TOKEN = 4
 """Of English text, about; only the ratio of two costs depends on it."""
-CHUNK_TOKENS = CHUNK_BYTES / BYTES_PER_TOKEN
+HINTED_TOKENS = tuple(
+    hinted_bytes(hints) / BYTES_PER_TOKEN for hints in range(TEXT_BYTES_MAX // CHUNK_BYTES + 2)
+)
+"""Estimated tokens that the first so many hints of a prompt stand for."""
 SESSION_BYTES_MAX = 256
 """Of a session's id: longer ones are told apart by their beginnings."""
 
 
 class Prompt:
-    """hints: of each full chunk from the beginning. tokens: estimated length of the whole.
+    """hints: of its beginnings (`text_chain.py`). tokens: estimated length of the whole.
 
     stream, max_tokens: of the answer, 0 if not said. may_repeat: asking two replicas does no harm.
     session: whose request it is, b"" if it did not say.
@@ -65,9 +69,9 @@ class Prompt:
         self.may_repeat = may_repeat
         self.session = b""
 
-    def tokens_after(self, chunks: int) -> float:
-        """Estimated tokens in [chunks, end): those to compute when the first ones are cached."""
-        return self.tokens - chunks * CHUNK_TOKENS
+    def tokens_after(self, hints: int) -> float:
+        """Estimated tokens to compute where what the first so many hints stand for is cached."""
+        return self.tokens - HINTED_TOKENS[hints]
 
     def of_session(self, session: bytes) -> Prompt:
         """The same one with its session's id; `NO_PROMPT` itself is never changed."""

@@ -64,18 +64,19 @@ class WaitingLine:
         self._most = most
         self._now_s = now_s
         self._fair = fair
-        self._size = 0
+        self.size = 0
+        """The same as its length; read once per request, without a call."""
         # By class, then by key: (place, time of arrival) in the order of arrival.
         self._classes: list[dict[Flow, _Line]] = [{} for _ in PRIORITIES]
         self._places: dict[Exchange, Place] = {}
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
     def join(self, exchange: Exchange, place: Place) -> Exchange | None:
         """Take the place; whoever is turned away for it, perhaps `exchange` itself."""
         turned_away: Exchange | None = None
-        if self._size >= self._most:
+        if self.size >= self._most:
             turned_away = self._last_of_the_longest(exchange, place)
             if turned_away is exchange:
                 return exchange
@@ -88,7 +89,7 @@ class WaitingLine:
             line = lines[place.flow] = {}
         line[exchange] = place, self._now_s()
         self._places[exchange] = place
-        self._size += 1
+        self.size += 1
         return turned_away
 
     def next(self) -> Exchange:
@@ -113,16 +114,16 @@ class WaitingLine:
         del line[exchange]
         if not line:
             del self._classes[place.rank][place.flow]
-        self._size -= 1
+        self.size -= 1
 
     def retry_after_s(self) -> int:
         """Whole seconds after which the present line will have been served or given up."""
-        share = self._size / self._most if self._most else 1.0
+        share = self.size / self._most if self._most else 1.0
         return max(1, min(RETRY_AFTER_S_MAX, math.ceil(share * self.deadline_s)))
 
     def _last_of_the_longest(self, exchange: Exchange, place: Place) -> Exchange:
         lowest = max((rank for rank, lines in enumerate(self._classes) if lines), default=0)
-        if lowest < place.rank or not self._size:
+        if lowest < place.rank or not self.size:
             return exchange
         lines = self._classes[lowest]
         longest = max(lines, key=lambda flow: len(lines[flow]))

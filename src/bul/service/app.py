@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from bul.accounts.usage import Spent
+from bul.blocks.block_events import PATH as EVENTS_PATH
 from bul.clock import Clock, SystemClock
 from bul.config import ServeConfig
 from bul.errors import EngineClosed, InvalidRequest
@@ -100,7 +101,7 @@ class ReplicaApp:
             b"/metrics": ("GET", self._get_metrics),
             b"/signals": ("GET", self._get_signals),
             b"/cache/stats": ("GET", self._get_cache_stats),
-            b"/cache/events": ("GET", self._get_cache_events),
+            EVENTS_PATH.encode(): ("GET", self._get_cache_events),
             b"/cache/explain": ("POST", self._post_cache_explain),
             b"/cache/delete": ("POST", self._post_cache_delete),
             b"/v1/models": ("GET", self._get_models),

@@ -25,8 +25,9 @@ from collections.abc import Sequence
 from bul.blocks.block_events import BEAT_S, EventLine, OpsLog, encode_line
 from bul.blocks.chain import block_keys, chain_root
 from bul.blocks.text_chain import (
-    CHUNK_BYTES,
+    FIRST_BYTES,
     chat_text,
+    hinted_bytes,
     text_hints,
     text_root,
 )
@@ -38,7 +39,7 @@ from bul.service.openai import Job
 __all__ = ["FOLLOWERS_MAX", "HINTS_MAX", "BlockEvents"]
 
 HINTS_MAX = 65_536
-"""Hints of texts that are or may come into RAM; at 512 bytes each, 32 MB of text."""
+"""Hints of texts that are or may come into RAM; at a kilobyte each, 64 MB of text."""
 FOLLOWERS_MAX = 32
 DIGITS_MAX = 18
 GATHER_S = 0.01
@@ -83,7 +84,7 @@ class BlockEvents:
         if job.kind != "chat":
             text = job.prompts[0] if isinstance(job.prompts[0], str) else ""
         data = text.encode()
-        if len(data) < CHUNK_BYTES:
+        if len(data) < FIRST_BYTES:
             return
         if self._root is None:
             self._root = core.identity.digest()
@@ -105,8 +106,8 @@ class BlockEvents:
         What of it is in RAM is told at once.
         """
         with self._lock:
-            for index, hint in enumerate(hints):
-                covered = -(-tokens * (index + 1) * CHUNK_BYTES // text_bytes)
+            for count, hint in enumerate(hints, 1):
+                covered = -(-tokens * hinted_bytes(count) // text_bytes)
                 block = -(-covered // block_tokens) - 1
                 if block >= len(keys):
                     break
