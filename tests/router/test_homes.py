@@ -8,7 +8,7 @@ from bul.blocks.text_chain import CHUNK_BYTES
 from bul.config import RouteConfig
 from bul.router.homes import ENDS_MAX, FITS_MIN, Homes
 from bul.router.judge import Judge
-from bul.router.prompt import CHUNK_TOKENS, Prompt
+from bul.router.prompt import HINTED_TOKENS, Prompt
 from bul.router.rates import PER_REQUEST_MS, PER_TOKEN_MS, Rates
 from bul.router.replica import Replica
 from bul.router.route import HOME_AHEAD, STORED_TWICE, choose_prefix, score_prefix
@@ -81,7 +81,7 @@ def test_an_overloaded_home_gets_nobody() -> None:
 
 
 def _judge(fits: int) -> tuple[Judge, list[Replica]]:
-    residency_tokens = int(fits * CHUNKS * CHUNK_TOKENS)
+    residency_tokens = fits * CHUNKS * CHUNK_BYTES // 4
     replicas = [
         Replica(f"http://127.0.0.1:{port}", lambda: None, residency_tokens=residency_tokens)
         for port in (1, 2)
@@ -132,7 +132,7 @@ def test_the_scores_explain_a_return_home() -> None:
     [event] = said
     rows = event["candidates"]
     assert isinstance(rows, list)
-    assert [row["left_tokens"] for row in rows] == [0.0, CHUNKS * CHUNK_TOKENS]
+    assert [row["left_tokens"] for row in rows] == [0.0, HINTED_TOKENS[CHUNKS]]
 
 
 @pytest.mark.parametrize(("capacity", "places"), [(16 * 4, 1), (15 * 4, 4)])

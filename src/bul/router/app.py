@@ -26,7 +26,6 @@ from bul.router.hedge import FirstBytes, Percentile
 from bul.router.http1 import Request, error_response
 from bul.router.judge import Judge
 from bul.router.limit import ConcurrencyLimit
-from bul.router.membership import PATH as MEMBERS
 from bul.router.membership import Discovery, Membership, Resolve, resolve_name
 from bul.router.prompt import Prompt, read_prompt, session_of
 from bul.router.quota import OverLimit, Quotas
@@ -216,6 +215,10 @@ class Router:
 
     # What clients call.
 
+    def may_see(self, request: Request) -> bool:
+        """Whether a guarded page is for who asks."""
+        return self._gate([(b"authorization", value) for value in request.authorization])
+
     def admit(self, client: ClientConnection) -> bool:
         """Count a new connection in; False when there are too many."""
         if len(self._clients) >= self.config.connections_max:
@@ -232,7 +235,7 @@ class Router:
     def handle(self, client: ClientConnection, request: Request) -> None:
         """Answer one of our own pages, or send the request to a replica."""
         if not request.target.startswith(REPLICAS_OWN):
-            page = self._own_page(request)
+            page = pages.own_page(self, request)
             if page is not None:
                 client.write(page)
                 client.answered(close=not request.keep_alive)
@@ -255,14 +258,6 @@ class Router:
             exchange = make_exchange(self.tracer, self, client, request, prompt, charge)
         client.exchange = exchange
         exchange.dispatch()
-
-    def _own_page(self, request: Request) -> bytes | None:
-        path = request.target.partition(b"?")[0]
-        if path in pages.PATHS or path in self.more_pages:
-            return self._page(path, request)
-        if path == MEMBERS and self.config.members:
-            return self._members_page(request)
-        return None
 
     def _refuse(self, client: ClientConnection, request: Request, over: OverLimit) -> None:
         self.over_limit += 1
@@ -360,28 +355,6 @@ class Router:
         """Another process has this address now: it holds nothing, and may be ready at once."""
         self._replicas[url].residency.clear()
         self._probers[url].soon()
-
-    def _members_page(self, request: Request) -> bytes:
-        if not self._may_see(request):
-            close = not request.keep_alive
-            return error_response(401, "a valid API key is needed", "no_key", close=close)
-        return self.members.answer(request, self.now_s())
-
-    def _may_see(self, request: Request) -> bool:
-        return self._gate([(b"authorization", value) for value in request.authorization])
-
-    def _page(self, path: bytes, request: Request) -> bytes:
-        close = not request.keep_alive
-        if request.method not in (b"GET", b"HEAD"):
-            return error_response(405, "only GET is allowed here", "bad_method", close=close)
-        more = self.more_pages.get(path)
-        guarded = path in pages.GUARDED if more is None else more.guarded
-        if guarded and not self._may_see(request):
-            return error_response(401, "a valid API key is needed", "no_key", close=close)
-        page = pages.render(self, path, close=close) if more is None else more.whole(close=close)
-        if request.method == b"HEAD":
-            return page[: page.index(b"\r\n\r\n") + 4]
-        return page
 
     async def _sweep(self) -> None:
         """End what is past its deadline."""

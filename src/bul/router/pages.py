@@ -11,13 +11,14 @@ from collections.abc import Callable
 
 import msgspec
 
-from bul.router.http1 import response
+from bul.router.http1 import Request, error_response, response
+from bul.router.membership import PATH as MEMBERS
 
 if typing.TYPE_CHECKING:
     from bul.router.app import Router
     from bul.router.events import Follower
 
-__all__ = ["GUARDED", "PATHS", "Page", "metrics_text", "render"]
+__all__ = ["GUARDED", "PATHS", "Page", "metrics_text", "own_page", "render"]
 
 GUARDED = frozenset((b"/replicas", b"/metrics"))
 PATHS = GUARDED | {b"/health", b"/ready"}
@@ -57,6 +58,30 @@ class Page:
     def whole(self, *, close: bool) -> bytes:
         """The whole response."""
         return response(200, self.body(), kind=self.kind, extra=self.extra, close=close)
+
+
+def own_page(router: Router, request: Request) -> bytes | None:
+    """The whole response for a page of the router's own; None if it has no such page."""
+    path = request.target.partition(b"?")[0]
+    more = router.more_pages.get(path)
+    if path == MEMBERS and router.config.members:
+        if not router.may_see(request):
+            return _no_key(request)
+        return router.members.answer(request, router.now_s())
+    if path not in PATHS and more is None:
+        return None
+    close = not request.keep_alive
+    if request.method not in (b"GET", b"HEAD"):
+        return error_response(405, "only GET is allowed here", "bad_method", close=close)
+    if (path in GUARDED if more is None else more.guarded) and not router.may_see(request):
+        return _no_key(request)
+    page = render(router, path, close=close) if more is None else more.whole(close=close)
+    return page[: page.index(b"\r\n\r\n") + 4] if request.method == b"HEAD" else page
+
+
+def _no_key(request: Request) -> bytes:
+    close = not request.keep_alive
+    return error_response(401, "a valid API key is needed", "no_key", close=close)
 
 
 def render(router: Router, path: bytes, *, close: bool) -> bytes:
