@@ -9,7 +9,7 @@
 Coarse replays, week one tunes, week two scores. The coarse replay's error is measured beside it:
 each policy's chosen setting, 100,000 requests of the second week, against the exact replay.
 Writes bench/out/scaling.md, and scaling.json: every score by seed, the rows, and the CPU seconds of
-each part.
+each part, of the arrivals and of the exact replays.
 """
 
 from __future__ import annotations
@@ -88,14 +88,16 @@ def play_seed(kept: Kept, seed: int, todo: list[tuple[str, float, str]], until_s
     missing = [part for part in todo if str(seed) not in kept["scores"].get(key_of(*part), {})]
     if not missing:
         return True
+    started_s = time.process_time()
     arrivals = arrivals_of(read_workload(TRACE), SCALE, seed, DAYS)
+    kept["cpu_s"][f"arrivals {seed}"] = round(time.process_time() - started_s, 1)
     futures: dict[str, Future] = {}
     for profile, cold_start_s, name in missing:
         if time.monotonic() > until_s:
             return False
+        started_s = time.process_time()
         if profile not in futures:
             futures[profile] = future_of(arrivals, PROFILES[profile], 15.0)
-        started_s = time.process_time()
         experiment = experiment_of(profile, cold_start_s, name)
         found = play_part(arrivals, futures[profile], experiment, name)
         key = key_of(profile, cold_start_s, name)
@@ -173,7 +175,7 @@ def main() -> None:
     ):
         print("time is up; call again to go on")
         return
-    kept["parts"] = {}
+    kept["parts"], started_s = {}, time.process_time()
     for profile in profiles:
         for cold_start_s in COLD_STARTS:
             scores = scores_of(kept, profile, cold_start_s)
@@ -185,6 +187,7 @@ def main() -> None:
             kept["parts"][f"{profile} {cold_start_s:g}"] = {
                 "rows": table, "hours_at": hours, "coarse_error": errors
             }  # fmt: skip
+    kept["cpu_s"]["exact replays"] = round(time.process_time() - started_s, 1)
     save(kept)
     seeds = {key: len(found) for key, found in kept["scores"].items() if "adaptive" in key}
     OUT.with_suffix(".md").write_text(page(kept["parts"], seeds))

@@ -1,4 +1,4 @@
-"""The coarse replay's line for slots, against one that goes from arrival to arrival."""
+"""The coarse replay's line for slots, and the oracle's look-ahead, against plain ways to count."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import heapq
 import numpy as np
 import pytest
 
-from bul.simulator.arrivals import Floats
-from bul.simulator.coarse import slot_waits
+from bul.scaling.bounds import Bounds
+from bul.scaling.rules import Fixed, RuleState
+from bul.scaling.signals import Signals
+from bul.simulator.arrivals import Arrivals, Floats
+from bul.simulator.coarse import CoarseRegion, slot_waits
+from bul.simulator.oracle import Oracle, future_of
+from bul.simulator.replica import PROFILES
 
 
 def one_by_one(taken: Floats, slots: int, started: Floats, ends: Floats) -> list[float]:
@@ -54,3 +59,53 @@ def test_slots_left_within_the_tick_are_what_the_rounds_are_for() -> None:
     taken, started, ends = made(9, 3, 40)
     first = np.maximum(free_at(taken, 3, 40) - started, 0.0)
     assert first.tolist() != one_by_one(taken, 3, started, ends)
+
+
+def drowning() -> Arrivals:
+    """A quarter of an hour of some ten times what two replicas can do, and then almost none."""
+    rng = np.random.default_rng(5)
+    at_s = np.concatenate((rng.uniform(0.0, 900.0, 9_000), rng.uniform(900.0, 3_600.0, 300)))
+    return Arrivals(
+        at_s=np.sort(at_s),
+        prompt_tokens=rng.integers(10, 200, len(at_s)),
+        output_tokens=rng.integers(1, 800, len(at_s)),
+    )
+
+
+class Counted(CoarseRegion[RuleState]):
+    """Counts the line over all bins at each tick, too."""
+
+    longest = 0
+
+    def _slot_waits(self, marks: Floats, started: Floats, ends: Floats) -> Floats:
+        taken, count = marks.cumsum(), len(started)
+        first = int(taken[-1]) - self._ready * self._profile.slots
+        ranks = np.arange(first, first + count)
+        free_at = np.searchsorted(taken, ranks, side="right").astype(np.float64) + 0.5
+        free_at[ranks >= taken[-1]] = np.inf
+        free_at[ranks < 0] = -np.inf
+        waits = super()._slot_waits(marks, started, ends)
+        assert waits.tolist() == slot_waits(free_at, started, ends).tolist()
+        self.longest = max(self.longest, first)
+        return waits
+
+
+def test_a_line_of_hours_is_counted_in_blocks_to_the_same_last_bit() -> None:
+    policy = Fixed(bounds=Bounds(min_replicas=2, max_replicas=2), replicas=2)
+    region = Counted(PROFILES["70b"], policy, RuleState(), replicas=2, cold_start_s=30.0)
+    region.run(drowning())
+    assert region.longest > 2_000  # it drowned
+
+
+def test_the_oracle_looks_one_cold_start_ahead_and_sees_the_end() -> None:
+    arrivals = drowning()
+    future = future_of(arrivals, PROFILES["70b"], 15.0)
+    oracle = Oracle(future=future, bounds=Bounds(min_replicas=1), margin=1.5, cold_start_s=100.0)
+    ticks = len(future.mean)
+    for tick in range(ticks + 2):
+        signals = Signals(measured_at_s=15.0 * tick, replicas_ready=1)
+        want, _ = oracle.desired(RuleState(), signals, 15.0 * tick)
+        ahead = slice(tick, tick + 9)
+        need = (0.9 * future.mean[ahead] + 1.5 * future.spread[ahead]).max(initial=0.0)
+        assert want.replicas == max(int(np.ceil(need - 0.05)), 1), tick
+    assert want.reason == "nothing arrives any more"

@@ -40,6 +40,8 @@ QUANTILE_TICKS = 4
 BIN_TOKENS = 4.0
 BINS = 8192
 """Replies longer than their product end there: 32,768 tokens."""
+BLOCK = 128
+"""Bins that are summed up at once where a line may reach over all of them."""
 EVEN = 0.84
 """A burst goes to those with fewer replies under way, not to all in turn: it is as if there were
 fewer queues. Fitted to the exact replay of 12 hours, fixed fleets of 8 to 16, both profiles."""
@@ -99,14 +101,37 @@ def slot_waits(free_at: Floats, started: Floats, ends: Floats) -> Floats:
     are found by going round until nothing changes: once per generation of replies that end within
     the tick, most often twice.
     """
-    count, times = len(started), free_at
+    count, times, left = len(started), free_at, _NONE
     while True:
         waits = np.maximum(times - started, 0.0)
-        both = np.concatenate((free_at, ends + waits))
-        both.sort()
-        if np.array_equal(both[:count], times):
+        ends_now = ends + waits
+        # The times only ever become earlier, so that an end after the last one is never taken.
+        new_left = ends_now[ends_now <= times[-1]]
+        if len(new_left) == len(left) and (new_left == left).all():
             return waits
-        times = both[:count]
+        left = new_left
+        times = np.concatenate((free_at, left))
+        times.sort()
+        times = times[:count]
+
+
+def _bins(marks: Floats) -> Ints:
+    """Bins of marks, which are changed."""
+    return np.minimum(marks, BINS - 1.0, out=marks).astype(np.int64)
+
+
+def _passed_at(marks: Floats, begin: int, end: int) -> Floats:
+    """When the marks from the `begin`-th up to the `end`-th are passed: the middles of their bins.
+
+    Only blocks with such marks are looked into: a line of hours reaches over all 8,192 bins.
+    """
+    blocks = np.add.reduce(marks.reshape(-1, BLOCK), axis=1).cumsum()
+    k = int(blocks.searchsorted(begin, side="right"))
+    last = int(blocks.searchsorted(end - 1, side="right"))
+    passed = marks[k * BLOCK : (last + 1) * BLOCK].cumsum()
+    before = int(blocks[k - 1]) if k else 0
+    bins = passed.searchsorted(np.arange(begin - before, end - before), side="right")
+    return np.asarray(bins + (k * BLOCK + 0.5), dtype=np.float64)
 
 
 def _spread(left_s: Floats, n: int) -> Floats:
@@ -172,8 +197,8 @@ class CoarseRegion(Generic[State]):
                 self._pass(per_s, 0, 0.0)
             else:
                 part = self._play(work, slice(i, j), work.ranks[k], per_s)
+                part = np.add(part, self._profile.overhead_s, out=ttft[i:j])
                 self._pass(per_s, j - i, since_s)
-            ttft[i:j] = part
             self._tick((k + 1) * self._tick_s, part, prompt)
             self._output = output
         return RegionReport(
@@ -208,7 +233,9 @@ class CoarseRegion(Generic[State]):
         return (1.0 - share) / turn_s / BIN_TOKENS
 
     def _play(self, work: _Work, part: slice, ranks: list[int], per_s: float) -> Floats:
-        """Arrivals of one tick against the present replicas; returns their TTFT in seconds."""
+        """Arrivals of one tick against the present replicas; returns their TTFT in seconds, less
+        the overhead.
+        """
         since_s = work.since_s[part]
         service_s = work.turns[part] * self._turn_s
         service_s += work.alone_s[part]
@@ -218,26 +245,29 @@ class CoarseRegion(Generic[State]):
         started += self._passed - first
         replies = work.replies[part] + started
         ttft = queued_s + service_s
-        counts = self._mark(first, replies + ttft * per_s)
-        ended = self._marks[first : first + int(started[-1]) + 1].cumsum()
-        slots = self._ready * self._profile.slots
+        marks = self._marks[first : first + BINS]
+        bins = _bins(replies + ttft * per_s)
+        np.add.at(marks, bins, 1.0)
         self._mean_waiting = 0.0
-        if self._may_wait(slots, ranks, ended, per_s):
-            over = np.arange(self._level + 1.0 - slots, self._level + 1.0 - slots + len(ttft))
-            over = over[: len(ttft)] - ended[started.astype(np.int64)]
-            if np.maximum.reduce(over) > 0.0:
-                self._mean_waiting = float(np.maximum(over, 0.0).mean())
-                self._marks[first : first + len(counts)] -= counts
-                waits = self._slot_waits(first, slots, started, replies + service_s * per_s)
-                ttft = np.maximum(queued_s, waits / per_s) + service_s
-                self._mark(first, replies + ttft * per_s)
-        return ttft + self._profile.overhead_s
-
-    def _may_wait(self, slots: int, ranks: list[int], ended: Floats, per_s: float) -> bool:
-        """Whether any arrival could find all slots taken; cheaper than to ask for each."""
-        room = slots - self._level
+        room = self._ready * self._profile.slots - self._level
         if ranks[-1] <= room:
-            return False
+            return ttft
+        ended = np.add.accumulate(marks[: int(started[-1]) + 1])
+        if self._may_wait(room, ranks, ended, per_s):
+            over = np.arange(1.0 - room, 1.0 - room + len(ttft))
+            over = over[: len(ttft)] - ended[started.astype(np.int64)]
+            np.maximum(over, 0.0, out=over)
+            waiting = float(np.add.reduce(over))
+            if waiting > 0.0:
+                self._mean_waiting = waiting / len(over)
+                np.subtract.at(marks, bins, 1.0)
+                waits = self._slot_waits(marks, started, replies + service_s * per_s)
+                ttft = np.maximum(queued_s, waits / per_s) + service_s
+                np.add.at(marks, _bins(replies + ttft * per_s), 1.0)
+        return ttft
+
+    def _may_wait(self, room: float, ranks: list[int], ended: Floats, per_s: float) -> bool:
+        """Whether any arrival could find all slots taken; cheaper than to ask for each."""
         begin, part_bins = self._passed - int(self._passed), per_s * self._tick_s / PARTS
         before = 0
         for k, rank in enumerate(ranks):
@@ -246,22 +276,20 @@ class CoarseRegion(Generic[State]):
             before = rank
         return False
 
-    def _slot_waits(self, first: int, slots: int, started: Floats, ends: Floats) -> Floats:
-        """How long each waits for one of all slots, in bins, first come, first served."""
-        taken = self._marks[first : first + BINS].cumsum()
-        passed_over = max(int(taken[-1]) - slots, 0)  # slots that those who wait will take
-        free = max(slots - int(taken[-1]), 0)
-        ranks = np.arange(passed_over - free, passed_over - free + len(started))
-        free_at = np.searchsorted(taken, ranks, side="right").astype(np.float64) + 0.5
-        free_at[ranks >= taken[-1]] = np.inf
-        free_at[:free] = -np.inf
-        return slot_waits(free_at, started, ends)
+    def _slot_waits(self, marks: Floats, started: Floats, ends: Floats) -> Floats:
+        """How long each waits for one of all slots, in bins, first come, first served.
 
-    def _mark(self, first: int, marks: Floats) -> Ints:
-        """Note ends of replies, in bins from `first`; returns how many fell into each bin."""
-        counts = np.bincount(np.minimum(marks, BINS - 1.0).astype(np.int64))
-        self._marks[first : first + len(counts)] += counts
-        return counts
+        marks: without the ends of those who come now.
+        """
+        count, level = len(started), int(self._level)
+        # Below 0: so many are free. Above: so many will be taken by those who wait already.
+        first = level - self._ready * self._profile.slots
+        begin, end = max(first, 0), min(first + count, level)
+        free_at = np.full(count, np.inf)
+        free_at[: max(-first, 0)] = -np.inf
+        if begin < end:
+            free_at[begin - first : end - first] = _passed_at(marks, begin, end)
+        return slot_waits(free_at, started, ends)
 
     def _pass(self, per_s: float, count: int, since_s: float) -> None:
         """The tick is over: replies whose marks were passed are gone.
@@ -271,7 +299,7 @@ class CoarseRegion(Generic[State]):
         tick_s = self._tick_s
         first, passed = int(self._passed), self._passed + per_s * tick_s
         end = min(int(passed), first + BINS)
-        ended = self._marks[first:end].cumsum()
+        ended = np.add.accumulate(self._marks[first:end])
         gone = gone_mean = 0.0
         if end > first:
             gone, gone_mean = float(ended[-1]), float(np.add.reduce(ended)) / len(ended)
@@ -300,14 +328,15 @@ class CoarseRegion(Generic[State]):
         later = flat[n:]
         np.subtract(since[:-n], since[n:], out=later)
         later += service[:-n]
-        sums = flat.reshape(-1, n).cumsum(axis=0)
-        lowest = np.minimum.accumulate(sums, axis=0)
+        sums = np.add.accumulate(flat.reshape(-1, n))
+        lowest = np.minimum.accumulate(sums)
         sums -= np.minimum(lowest, 0.0, out=lowest)
         turn = count % n
         left = sums[-1]
         self._left_s = np.concatenate((left[turn:], left[:turn])) if turn else left
         self._left_total_s = float(np.add.reduce(left))
-        return np.asarray(sums.reshape(-1)[:count], dtype=np.float64)
+        queued_s: Floats = sums.reshape(-1)[:count]
+        return queued_s
 
     def _tick(self, now_s: float, ttft: Floats, prompt_tokens: float) -> None:
         tick_s = self._tick_s

@@ -71,14 +71,20 @@ class Oracle:
     bounds: Bounds = Bounds()
     margin: float = 2.0
     cold_start_s: float = 120.0
+    _needs: list[float] = dataclasses.field(init=False, repr=False)
+    """The highest need of each tick's look-ahead."""
+
+    def __post_init__(self) -> None:
+        need = SHARE * self.future.mean + self.margin * self.future.spread
+        ahead = math.ceil(self.cold_start_s / self.future.tick_s) + 2
+        padded = np.concatenate((need, np.full(ahead - 1, -np.inf)))
+        highest = np.lib.stride_tricks.sliding_window_view(padded, ahead).max(axis=1)
+        object.__setattr__(self, "_needs", highest.tolist())
 
     def desired(self, state: RuleState, signals: Signals, now_s: float) -> tuple[Want, RuleState]:
         del signals
-        future = self.future
-        first = int(now_s // future.tick_s)
-        end = first + math.ceil(self.cold_start_s / future.tick_s) + 2
-        mean, spread = future.mean[first:end], future.spread[first:end]
-        if not len(mean):
+        tick = int(now_s // self.future.tick_s)
+        if tick >= len(self._needs):
             return Want(self.bounds.min_replicas, "nothing arrives any more"), state
-        need = float((SHARE * mean + self.margin * spread).max())
+        need = self._needs[tick]
         return Want(max(math.ceil(need - SLACK), 1), f"true need {need:.1f}"), state
