@@ -103,9 +103,9 @@ def _stabilised(
     """The HPA's default behaviour: up at most max(+4, x2), down to the highest wish of late."""
     raw = min(raw, max(current + 4, 2 * current))
     oldest_s = now_s - stabilisation_s
-    history = (*(pair for pair in state.history if pair[0] > oldest_s), (now_s, float(raw)))
-    wanted = raw if raw >= current else min(current, int(max(v for _, v in history)))
-    return Want(wanted, why), dataclasses.replace(state, history=history)
+    history = (*[pair for pair in state.history if pair[0] > oldest_s], (now_s, float(raw)))
+    wanted = raw if raw >= current else min(current, int(max([v for _, v in history])))
+    return Want(wanted, why), RuleState(since_s=state.since_s, history=history)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
