@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from bul.scaling.adaptive import AIM, MARGIN_MAX, Adaptive, AdaptiveState, Capacity
+from bul.scaling.adaptive import (
+    AIM,
+    CREST_S,
+    KNEE,
+    MARGIN_MAX,
+    Adaptive,
+    AdaptiveState,
+    Capacity,
+)
 from bul.scaling.bounds import Bounds
 from bul.scaling.decide import decide
 from bul.scaling.decision import Decision, Direction
@@ -128,13 +136,43 @@ def test_the_margin_grows_while_too_many_are_slow_and_shrinks_while_too_few() ->
 
 
 def test_the_margin_is_bounded_and_stands_still_when_the_target_cannot_be_met() -> None:
-    wild = Fleet(policy())
+    wild = Fleet(policy(bounds=Bounds(min_replicas=1, max_replicas=10_000)))
     wild.settle(4.0, ticks=3000, slow_share=1.0)
     assert wild.state.margin == MARGIN_MAX
     impossible = Fleet(policy(target_ms=250.0))
     calm = Fleet(policy(target_ms=250.0)).settle(4.0)
     assert impossible.settle(4.0, slow_share=1.0, ttft_idle_ms=345.0) == calm
     assert impossible.state.margin == impossible.rule.margin_start
+
+
+def test_a_margin_that_the_fleet_cannot_follow_does_not_wind_up() -> None:
+    """Days at `max_replicas` say no more than hours did, and are as soon forgotten."""
+    narrow = policy(bounds=Bounds(min_replicas=1, max_replicas=12))
+    short, long = Fleet(narrow), Fleet(narrow)
+    for fleet, hours in ((short, 4), (long, 48)):
+        assert fleet.settle(10.0, ticks=hours * 240, slow_share=1.0) == 12
+    assert 12.0 < long.state.peaks[0][1] < 13.0  # the need stands where the bounds end
+    calm = [fleet.settle(2.0, ticks=12 * 240, slow_share=0.0) for fleet in (short, long)]
+    assert calm[1] <= calm[0] + 2
+    assert calm[1] < 8
+
+
+def test_a_high_margin_keeps_a_share_of_the_last_crest_and_forgets_it_with_it() -> None:
+    fleet = Fleet(policy())
+    fleet.settle(4.0, slow_share=0.2)
+    assert fleet.state.margin > 2 * KNEE
+    fleet.settle(12.0, ticks=40)
+    soon, late = (fleet.settle(4.0, ticks=ticks) for ticks in (240, 2 * int(CREST_S / TICK_S)))
+    assert soon >= late + 5
+
+
+def test_up_to_the_knee_no_crest_counts() -> None:
+    """The control: the asked share is kept, and the fleet comes down after the hold."""
+    fleet = Fleet(policy())
+    fleet.settle(12.0, ticks=40)
+    soon, late = (fleet.settle(4.0, ticks=ticks) for ticks in (240, 2 * int(CREST_S / TICK_S)))
+    assert fleet.state.margin < KNEE
+    assert soon <= late + 1
 
 
 def test_even_traffic_leaves_the_margin_something_to_work_with() -> None:
