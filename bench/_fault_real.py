@@ -111,14 +111,14 @@ async def real_sigstop(folder: Path) -> RequestLoad:
 
 
 async def real_nginx(folder: Path, *, ours: bool) -> RequestLoad:
-    """Three replicas behind nginx; one restarts in place, then one comes and one goes."""
+    """Three replicas behind nginx; each restarts in place, then one comes and one goes."""
     behind = Behind(
         engine="embedded",
         environ=ONE_THREAD,
         model=MODEL,
         clients=CLIENTS,
         max_tokens=MAX_TOKENS,
-        restarts=("b",),
+        restarts=("a", "b", "c"),
         between=20,
         in_all=REQUESTS,
         start_s=120.0,

@@ -22,8 +22,8 @@ Real `bul up` and `bul serve` processes on the timed engine, real nginx. Rows:
     control_no_shedding  the same without limits and queues: must collapse
     kill_real, rolling_restart_real, sigstop_real  200 requests of each on the real model
     nginx_front_real   200 requests on the real model, half of them streams: nginx in front of three
-                       replicas, one restarts in place, one is added and one removed
-    control_guide_nginx_real  the guide's snippet, one restarts in place: must lose some
+                       replicas, each restarts in place, one is added and one removed
+    control_guide_nginx_real  the guide's snippet, each restarts in place: must lose some
     overload_5x_real   some 200 requests on the real model, five times what two replicas of one
                        thread can do, held against an SLO of 1.5 s
     control_no_shedding_real  the same without limits and queues: must collapse
@@ -176,7 +176,7 @@ async def kill_streams(folder: Path, quick: bool) -> Row:
 
 
 async def control_no_drain(folder: Path, quick: bool) -> Row:
-    return await killing_streams(folder, NO_RESUME, 1 if quick else 6)
+    return await killing_streams(folder, NO_RESUME, 4 if quick else 6)
 
 
 async def freezing(folder: Path, environ: dict[str, str], times: int) -> Row:

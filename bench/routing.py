@@ -1,13 +1,13 @@
 """Where requests go: cached-token share, first tokens and balance, by routing policy.
 
-    make bench-routing                        about three minutes; bench/out/routing.json
+    make bench-routing                        about nine minutes; bench/out/routing.json
     .venv/bin/python bench/routing.py --live  the live part alone
 
 `moon_conv` whole over 4 and 16 simulated replicas by the production `route.py` and eviction code,
 with and without block events; `of_one` is the cached-token share against one replica with the
 summed cache. Four replicas get the trace four times as slowly, as they could not serve it else. A
-hot trace: 80 % of the requests share one prefix. The live part plays a shortened trace over four
-`bul serve --engine timed` processes behind `bul route`.
+hot trace: 80 % of the requests share one prefix. The live part plays the trace's first requests,
+all lengths an eighth, over four `bul serve --engine timed` processes behind `bul route`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ import json
 import random
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from bul.bench.client import Client, Sample, parse_target
+from bul.bench.load import Limits, run_load
+from bul.bench.workload import from_trace
 from bul.cache.eviction.make import make_policy
 from bul.cache.replay import replay
 from bul.cache.replay_trace import Trace, TraceRequest, read_trace
 from bul.simulator.fleet import simulate_region
 from bul.testing.region_process import bul_process
 from bul.testing.replica_set import ReplicaSet
-from bul.testing.router_net import RawClient, post
 
 ROOT = Path(__file__).resolve().parent.parent
 TRACE = ROOT.parent / "shared" / "data" / "moon_conv.jsonl.gz"
@@ -41,7 +45,21 @@ FLEETS = ((4, 4.0), (16, 1.0))
 LIVE_CACHE_TOKENS = 1 << 20
 """Of all replicas together, however many."""
 POLICIES = ("prefix", "prefix-blind", "least_conn", "round_robin")
-LIVE_REQUESTS, LIVE_RATE, LIVE_BLOCK_BYTES, LIVE_BLOCKS_MAX = 300, 8.0, 512, 24
+LIVE_REQUESTS, LIVE_TIME, LIVE_LENGTH = 1500, 0.2, 0.125
+"""Blocks of 64 tokens, 15 requests a second of 1,700 tokens; fewer requests share too little."""
+LIVE = {
+    "BUL_TIMED_PREFILL_TOKENS_PER_S": "24000",
+    "BUL_TIMED_DECODE_TOKENS_PER_S": "400",
+    "BUL_TIMED_BLOCK_BYTES": "1024",
+    "BUL_SERVE_CONTEXT_TOKENS": "32768",
+    "BUL_SERVE_SLOTS": "8",
+    "BUL_ROUTE_QUEUE_DEADLINE_S": "30",
+}
+"""Beside replies, prompts are computed at half of that rate; `least_conn` keeps four replicas busy
+for nearly half of the time."""
+AT_ONCE = {"BUL_TIMED_TIME_SCALE": "0.02", "BUL_SERVE_SLOTS": "32"}
+"""Of the one replica that all are held against: its answers take no time, only its cache counts."""
+LIVE_ORDER = ("prefix", "least_conn", "least_conn", "prefix")
 
 
 def slower(trace: Trace, times: float) -> Trace:
@@ -87,68 +105,57 @@ def simulated(name: str, trace: Trace, replicas: int, eviction: str) -> Iterator
 # Live.
 
 
-def live_requests(trace: Trace) -> list[bytes]:
-    """The first requests, each block a chunk of text of its own, at most LIVE_BLOCKS_MAX."""
-    asked = []
-    for request in trace.requests[:LIVE_REQUESTS]:
-        chunks = [f"{block:08d} " * (LIVE_BLOCK_BYTES // 9) for block in request.path]
-        text = "".join(chunk.ljust(LIVE_BLOCK_BYTES) for chunk in chunks[:LIVE_BLOCKS_MAX])
-        message = {"role": "user", "content": text or "hello"}
-        body = {"model": "bul-timed", "messages": [message], "max_tokens": 4, "temperature": 0}
-        asked.append(post(json.dumps(body).encode()))
-    return asked
-
-
-async def ask(port: int, data: bytes, delay_s: float) -> tuple[int, int, float]:
-    """Prompt tokens, cached ones, and the milliseconds to the first token as the replica says."""
-    await asyncio.sleep(delay_s)
-    began_s = asyncio.get_running_loop().time()
-    client = RawClient(*await asyncio.open_connection("127.0.0.1", port))
-    await client.send(data)
-    status, _, body = await client.answer()
-    took_ms = (asyncio.get_running_loop().time() - began_s) * 1000
-    client.close()
-    assert status == 200, body
-    usage = json.loads(body)["usage"]
-    return usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"], took_ms
-
-
-async def live(policy: str, replicas: int, requests: list[bytes]) -> dict[str, Any]:
-    """The same requests at the same times, over fresh replicas."""
-    rates = {"BUL_TIMED_PREFILL_TOKENS_PER_S": "60000", "BUL_TIMED_DECODE_TOKENS_PER_S": "200"}
-    rates["BUL_CACHE_MAX_TOKENS"] = str(LIVE_CACHE_TOKENS // replicas)
+async def live(policy: str, replicas: int, trace: Trace) -> list[Sample]:
+    """The trace's first requests, shortened, over fresh replicas; all together keep the same,
+    however many they are.
+    """
+    environ = LIVE | {"BUL_CACHE_MAX_TOKENS": str(LIVE_CACHE_TOKENS // replicas)}
+    environ |= AT_ONCE if replicas == 1 else {}
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        started = ReplicaSet(folder, stack, rates | {"BUL_TIMED_BLOCK_BYTES": "1024"})
+        started = ReplicaSet(folder, stack, environ)
         await started.start(*(f"r{number}" for number in range(replicas)))
         flags = [part for url in started.urls for part in ("--replica", url)]
         arguments = ["route", "--port", "0", "--log-format", "json", "--policy", policy, *flags]
-        router = await stack.enter_async_context(bul_process(arguments, folder))
-        port = int((await router.wait_for("ready"))["url"].rpartition(":")[2])
+        router = await stack.enter_async_context(bul_process(arguments, folder, environ=LIVE))
+        url = str((await router.wait_for("ready"))["url"])
         await asyncio.sleep(1.5)  # until the router has seen all of them
-        dice, at_s, asking = random.Random(3), 0.0, []
-        for data in requests:
-            at_s += dice.expovariate(LIVE_RATE)
-            asking.append(asyncio.ensure_future(ask(port, data, at_s)))
-        answers = await asyncio.gather(*asking)
-    tokens, cached, took = zip(*answers, strict=True)
+        client = Client(parse_target(url), model="bul-timed", timeout_s=60.0)
+        stack.callback(client.close)
+        asked = from_trace(trace, seed=3, time_scale=LIVE_TIME, length_scale=LIVE_LENGTH)
+        run = await run_load(client, asked, Limits(requests=LIVE_REQUESTS))
+    failed = [sample.error for sample in run.samples if sample.error]
+    assert not failed, f"{len(failed)} requests failed: {failed[0]}"
+    return run.samples
+
+
+def live_row(policy: str, replicas: int, runs: Sequence[list[Sample]]) -> dict[str, Any]:
+    """Of all runs together, and the p95 of each."""
+    samples = [sample for run in runs for sample in run]
+    cached = sum(sample.cached_tokens for sample in samples)
+    p50, p95 = np.quantile([sample.ttft_s * 1000 for sample in samples], (0.5, 0.95))
+    each = [np.quantile([sample.ttft_s * 1000 for sample in run], 0.95) for run in runs]
     return {
         "name": "live",
         "replicas": replicas,
         "policy": policy,
-        "cached_token_share": round(sum(cached) / sum(tokens), 4),
-        "e2e_p50_ms": round(sorted(took)[len(took) // 2], 1),
-        "e2e_p95_ms": round(sorted(took)[len(took) * 95 // 100], 1),
+        "requests": len(samples),
+        "cached_token_share": round(cached / sum(s.prompt_tokens for s in samples), 4),
+        "ttft_p50_ms": round(float(p50), 1),
+        "ttft_p95_ms": round(float(p95), 1),
+        "ttft_p95_each_ms": [round(float(value), 1) for value in each],
     }
 
 
 def live_rows(trace: Trace) -> Iterator[dict[str, Any]]:
-    """One replica first, with the cache of four."""
-    requests = live_requests(trace)
-    one = asyncio.run(live("prefix", 1, requests))
+    """One replica first, with the cache of four; then the two policies in turn."""
+    one = live_row("prefix", 1, [asyncio.run(live("prefix", 1, trace))])
     yield one | {"of_one": 1.0}
-    for policy in ("prefix", "least_conn"):
-        found = asyncio.run(live(policy, 4, requests))
+    runs: dict[str, list[list[Sample]]] = {"prefix": [], "least_conn": []}
+    for policy in LIVE_ORDER:
+        runs[policy].append(asyncio.run(live(policy, 4, trace)))
+    for policy, own in runs.items():
+        found = live_row(policy, 4, own)
         yield found | {"of_one": round(found["cached_token_share"] / one["cached_token_share"], 4)}
 
 

@@ -4,8 +4,8 @@ Refuses to be believed as a cache: nothing here says that blocks are there. It i
 the same, because what judges evictions there (`adaptive`) learns from what comes back: a
 conversation whose blocks left and that goes on elsewhere looks as if it had ended, and a beginner
 at its new place. On moon_conv four replicas (`make bench-routing`) kept 0.92 of the cached-token
-share of one with the summed cache, and keep 0.96 so. Of the rest, half is what four policies do not
-know that learn from a quarter each.
+share of one with the summed cache, and keep 0.96 so. Of the 3.8 points that are left, some 1.5 are
+what four policies do not know that learn from a quarter each.
 
 And refuses to send long prompts home. Of many small conversations a replica's share of the room is
 even by chance alone; of a few large ones it is not, and one whose blocks left shows a replica with
