@@ -56,9 +56,14 @@ def experiment_of(profile: str, cold_start_s: float, name: str) -> Experiment:
     )
 
 
-def parts(profiles: list[str], names: list[str]) -> Iterator[tuple[str, float, str]]:
-    """What there is to play, the closest rivals first; one fixed fleet stands for all cold starts,
-    since it has none.
+def parts(profiles: list[str], names: list[str], seed: int) -> list[tuple[str, float, str]]:
+    """What there is to play of a seed."""
+    return list(_parts(profiles, [n for n in names if n != "oracle" or seed == 0]))
+
+
+def _parts(profiles: list[str], names: list[str]) -> Iterator[tuple[str, float, str]]:
+    """The closest rivals first. One fixed fleet stands for all cold starts, since it has none; and
+    `oracle`, which is no rival, for all seeds.
     """
     for name in sorted(names, key=ORDER.index):
         for profile in profiles:
@@ -169,9 +174,9 @@ def main() -> None:
     if OUT.exists() and not given.afresh:
         kept |= json.loads(OUT.read_text())
     profiles, names = given.profile or ["8b", "70b"], given.policy or list(COMPARED)
-    todo, until_s = list(parts(profiles, names)), time.monotonic() + 60.0 * given.minutes
+    until_s = time.monotonic() + 60.0 * given.minutes
     if not given.show and not all(
-        play_seed(kept, seed, todo, until_s) for seed in range(given.seeds)
+        play_seed(kept, seed, parts(profiles, names, seed), until_s) for seed in range(given.seeds)
     ):
         print("time is up; call again to go on")
         return
