@@ -49,6 +49,7 @@ class Fleet:
             "output_tokens_per_s": work * 390.0,
             "prefill_tokens_per_s": 0.0,
             "slow_share": AIM * self.rule.violation_max,
+            "in_flight": work * 8.0,
         } | changed
         signals = signals_at(self.now_s, self.replicas, **values)
         decision, self.state = decide(self.rule, self.state, signals, self.now_s)
@@ -123,6 +124,34 @@ def test_a_standing_queue_adds_replicas_that_the_forecast_did_not_see() -> None:
     before = fleet.settle(1.0)
     assert fleet.tick(1.0, waiting=16.0 * before).replicas == before
     assert fleet.tick(1.0, waiting=16.0 * before + 1.0).replicas > before
+
+
+def means_after(ticks: int, **changed: Any) -> tuple[float, float]:
+    """Of the work that a fleet sees: settled at four replicas' work, and after the change."""
+    fleet = Fleet(policy())
+    fleet.settle(4.0)
+    calm = fleet.state.mean
+    fleet.settle(4.0, ticks=ticks, **changed)
+    return calm, fleet.state.mean
+
+
+def test_what_is_under_way_tells_of_work_before_the_replies_end() -> None:
+    calm, crowded = means_after(3, in_flight=48.0)
+    assert crowded > 1.1 * calm
+    calm, unknown = means_after(3, in_flight=None)
+    assert unknown == pytest.approx(calm)
+
+
+def test_a_queue_for_a_cold_start_says_at_most_twice_as_much() -> None:
+    _, twice = means_after(3, in_flight=90.0)
+    _, flood = means_after(3, in_flight=1e9)
+    assert flood == pytest.approx(twice, rel=0.1)
+
+
+def test_what_stays_under_way_becomes_usual() -> None:
+    """The control: a ratio to its own mean, so a lasting difference in scale says nothing."""
+    calm, later = means_after(400, in_flight=48.0)
+    assert later == pytest.approx(calm, rel=0.01)
 
 
 def test_the_margin_grows_while_too_many_are_slow_and_shrinks_while_too_few() -> None:
