@@ -62,11 +62,12 @@ def parts(profiles: list[str], names: list[str], seed: int) -> list[tuple[str, f
 
 
 def _parts(profiles: list[str], names: list[str]) -> Iterator[tuple[str, float, str]]:
-    """The closest rivals first. One fixed fleet stands for all cold starts, since it has none; and
-    `oracle`, which is no rival, for all seeds.
+    """Profile by profile, since the replay keeps one's arrivals; the closest rivals first. One
+    fixed fleet stands for all cold starts, since it has none; and `oracle`, which is no rival, for
+    all seeds.
     """
-    for name in sorted(names, key=ORDER.index):
-        for profile in profiles:
+    for profile in profiles:
+        for name in sorted(names, key=ORDER.index):
             for cold_start_s in COLD_STARTS:
                 if name != "fixed" or cold_start_s == COLD_STARTS[0]:
                     yield profile, cold_start_s, name

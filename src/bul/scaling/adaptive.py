@@ -65,7 +65,7 @@ from typing import ClassVar, NamedTuple
 
 from bul.errors import ConfigError
 from bul.scaling.bounds import Bounds
-from bul.scaling.rules import Want
+from bul.scaling.rules import Want, falling_maxima
 from bul.scaling.signals import VALUE_MAX, Signals
 
 __all__ = ["Adaptive", "AdaptiveState", "Capacity"]
@@ -222,7 +222,7 @@ class Adaptive:
         if waiting > slots * max(signals.replicas_ready, 1) and not signals.replicas_pending:
             # The forecast was wrong and a queue stands: one replica more per full set of slots.
             need = max(need, current + min(waiting / slots, float(current)))
-        peaks = _peaks(learnt.peaks, need, now_s, self.hold_s)
+        peaks = falling_maxima(learnt.peaks, need, now_s, self.hold_s)
         replicas, why = self._pace(learnt, current, need, peaks[0][1], now_s)
         learnt = dataclasses.replace(
             learnt,
@@ -369,11 +369,3 @@ def _in_flight(signals: Signals) -> float | None:
 def _follow(old: float, new: float, elapsed_s: float, memory_s: float) -> float:
     """Exponentially weighted mean over irregular ticks."""
     return old + (1.0 - math.exp(-elapsed_s / memory_s)) * (new - old)
-
-
-def _peaks(
-    peaks: tuple[tuple[float, float], ...], need: float, now_s: float, hold_s: float
-) -> tuple[tuple[float, float], ...]:
-    """The falling maxima of the last `hold_s`, with `need` added; the first is the highest."""
-    kept = [pair for pair in peaks if pair[0] > now_s - hold_s and pair[1] > need]
-    return (*kept, (now_s, need))

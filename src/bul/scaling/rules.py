@@ -24,6 +24,7 @@ __all__ = [
     "Ray",
     "RuleState",
     "Want",
+    "falling_maxima",
     "should_scale_up",
 ]
 
@@ -97,14 +98,23 @@ class Guide:
         return Want(current, "between the thresholds"), state
 
 
+def falling_maxima(
+    maxima: tuple[tuple[float, float], ...], value: float, now_s: float, window_s: float
+) -> tuple[tuple[float, float], ...]:
+    """(time, value) of what may yet be the highest of the last `window_s`, with `value` added; the
+    first is the highest now.
+    """
+    oldest_s = now_s - window_s
+    return (*[pair for pair in maxima if pair[0] > oldest_s and pair[1] > value], (now_s, value))
+
+
 def _stabilised(
     state: RuleState, current: int, raw: int, now_s: float, stabilisation_s: float, why: str
 ) -> tuple[Want, RuleState]:
     """The HPA's default behaviour: up at most max(+4, x2), down to the highest wish of late."""
     raw = min(raw, max(current + 4, 2 * current))
-    oldest_s = now_s - stabilisation_s
-    history = (*[pair for pair in state.history if pair[0] > oldest_s], (now_s, float(raw)))
-    wanted = raw if raw >= current else min(current, int(max([v for _, v in history])))
+    history = falling_maxima(state.history, float(raw), now_s, stabilisation_s)
+    wanted = raw if raw >= current else min(current, int(history[0][1]))
     return Want(wanted, why), RuleState(since_s=state.since_s, history=history)
 
 

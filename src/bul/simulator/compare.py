@@ -23,7 +23,7 @@ from bul.scaling.decide import Policy
 from bul.scaling.decision import Direction
 from bul.scaling.registry import knob_of, make_policy, make_state
 from bul.scaling.rules import RuleState
-from bul.simulator.arrivals import Arrivals
+from bul.simulator.arrivals import Arrivals, Ints
 from bul.simulator.cluster import Region
 from bul.simulator.coarse import CoarseRegion
 from bul.simulator.oracle import Future, Oracle
@@ -212,20 +212,23 @@ def _bound(report: RegionReport, lasted_s: float, slo_ttft_s: float) -> float:
     share = report.violation_share(slo_ttft_s)
     if lasted_s >= LONG_S or not len(report.arrived_s):
         return share
-    bucket = (report.arrived_s // FIVE_MINUTES_S).astype(np.int64)
-    counts = np.bincount(bucket)
-    slow = np.bincount(bucket, weights=report.ttft_s > slo_ttft_s)
+    counts, slow = _by_five_minutes(report, slo_ttft_s)
     squares = float(((slow - share * counts) ** 2).sum())
     return share + 2.0 * math.sqrt(squares) / float(counts.sum())
+
+
+def _by_five_minutes(report: RegionReport, slo_ttft_s: float) -> tuple[Ints, Ints]:
+    """Requests, and slow ones, of each five minutes from the first request's on."""
+    first, last = (int(report.arrived_s[k] // FIVE_MINUTES_S) for k in (0, -1))
+    edges = np.searchsorted(report.arrived_s, np.arange(first, last + 2) * FIVE_MINUTES_S)
+    slow = np.concatenate(([0], np.cumsum(report.ttft_s > slo_ttft_s)))[edges]
+    return np.diff(edges), np.diff(slow)
 
 
 def _worst(report: RegionReport, slo_ttft_s: float) -> float:
     if not len(report.arrived_s):
         return 0.0
-    bucket = (report.arrived_s // FIVE_MINUTES_S).astype(np.int64)
-    bucket -= bucket[0]
-    counts = np.bincount(bucket)
-    slow = np.bincount(bucket, weights=report.ttft_s > slo_ttft_s)
+    counts, slow = _by_five_minutes(report, slo_ttft_s)
     told = counts >= min(BUCKET_REQUESTS_MIN, int(counts.max()))
     return float((slow[told] / counts[told]).max())
 

@@ -26,7 +26,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RegionReport:
-    """What a run showed. arrived_s and ttft_s are parallel; unfinished requests have ttft inf.
+    """What a run showed. arrived_s ascends, ttft_s is parallel to it: inf where unfinished.
 
     replica_seconds: billed in each tick of `tick_s`, starts and drains included. prompt_tokens,
     cached_tokens: of all prompts, and what caches held of them. in_flight_s: per replica that ever
@@ -53,7 +53,7 @@ class RegionReport:
 
     def part(self, start_s: float, end_s: float) -> RegionReport:
         """The same run, seen from `start_s` up to `end_s` only."""
-        keep = (self.arrived_s >= start_s) & (self.arrived_s < end_s)
+        keep = slice(*np.searchsorted(self.arrived_s, (start_s, end_s)))
         first, last = int(start_s // self.tick_s), int(end_s // self.tick_s)
         return dataclasses.replace(
             self,
