@@ -148,6 +148,16 @@ def test_a_queue_for_a_cold_start_says_at_most_twice_as_much() -> None:
     assert flood == pytest.approx(twice, rel=0.1)
 
 
+@pytest.mark.parametrize(("rate", "least", "most"), [(15.0, 0.4, 0.6), (100.0, 0.75, 1.0)])
+def test_a_jump_of_what_arrives_counts_before_it_is_under_way(
+    rate: float, least: float, most: float
+) -> None:
+    """Up to twice the usual half of it is believed; what lies beyond, in full."""
+    calm, seen = means_after(1, requests_per_second=rate, in_flight=32.0)
+    _, alone = means_after(1, requests_per_second=rate, in_flight=None)
+    assert least < (seen - calm) / (alone - calm) < most
+
+
 def test_what_stays_under_way_becomes_usual() -> None:
     """The control: a ratio to its own mean, so a lasting difference in scale says nothing."""
     calm, later = means_after(400, in_flight=48.0)

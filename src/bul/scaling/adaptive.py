@@ -6,7 +6,8 @@ number of replicas could meet the target, and to trust a gap in its own data.
 Each tick, in units of "one replica fully at work":
 
     work   = prefill_tokens/s / prefill_rate + requests/s * reply_tokens / output_rate
-             half as it arrives, half as its mean of 450 s times (under way now / mean of 450 s)
+             half of it instead: its mean of 450 s times (under way now / mean of 450 s);
+             what arrives beyond twice that mean counts in full
     mean   = EWMA(work, 20 s)                     what the next minutes look like
     noise2 = EWMA((work - mean)^2 / mean)         how far off that was, per unit of work:
              0.6 of the memory of 10 hours and 0.4 of that of 4 minutes
@@ -317,7 +318,8 @@ class Adaptive:
         if (in_flight := _in_flight(signals)) is not None:
             in_flight_lately = _follow(in_flight_lately, in_flight, elapsed_s, CROWDING_S)
             crowding = min(in_flight / max(in_flight_lately, 1e-9), CROWDING_MAX)
-            work += CROWDING_SHARE * (crowding * lately - arriving)
+            usual = min(arriving, CROWDING_MAX * lately)  # a jump beyond it counts in full
+            work += CROWDING_SHARE * (crowding * lately - usual)
         surprise = min((work - state.mean) ** 2 / max(state.mean, 0.1), SURPRISE_MAX)
         margin, recent = self._margin(state, signals, rate, elapsed_s)
         mean = _follow(state.mean, work, elapsed_s, self.work_memory_s)
