@@ -23,6 +23,8 @@ class Plan:
     def __init__(self, folder: Path) -> None:
         self.flags: Sequence[str] = ()
         self.events: list[ChildEvent] = []
+        self.asked = asyncio.Event()
+        """For a command: a process is about to be born."""
         self.plan = ChildPlan(
             command=self._command,
             environ=dict(os.environ),
@@ -31,6 +33,7 @@ class Plan:
         )
 
     def _command(self, port: int) -> Sequence[str]:
+        self.asked.set()
         return [sys.executable, "-m", "bul.testing.stub_replica", *self.flags, "--port", str(port)]
 
 
@@ -128,6 +131,24 @@ async def test_one_that_is_scaled_away_meanwhile_needs_no_replacement(
     assert await driver.replace("replica-1", admitted=admitted) is None
     await driver.until_settled()
     assert await names(driver) == ["replica-0"]
+
+
+async def test_closing_the_driver_ends_a_replacement_that_has_just_begun(
+    driver: ProcessDriver, plan: Plan
+) -> None:
+    """Its process may be gone before anybody waits for it to be ready; and it must be gone."""
+    plan.flags = ("--never-ready",)
+    plan.asked.clear()
+    replacing = asyncio.create_task(driver.replace("replica-0"))
+    await plan.asked.wait()
+    await driver.close()
+    with pytest.raises(DriverError, match="cannot start"):
+        await replacing
+    assert driver.pids == {}
+    pids = [event.pid for event in plan.events if event.kind == "started"]
+    assert len(pids) == 3
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[-1], 0)
 
 
 async def test_closing_the_driver_ends_a_replacement(driver: ProcessDriver, plan: Plan) -> None:

@@ -88,6 +88,7 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._starting = asyncio.Lock()
         self._log = BoundedLog(plan.log_dir / f"{name}.log", plan.log_bytes_max)
 
     @property
@@ -102,8 +103,9 @@ class Child:
 
     async def start(self) -> None:
         """Start the first life and the supervision. Raises DriverError."""
-        await self._spawn()
-        self._supervisor = asyncio.create_task(self._supervise())
+        async with self._starting:
+            await self._spawn()
+            self._supervisor = asyncio.create_task(self._supervise())
 
     async def stop(self) -> None:
         """Drain: SIGTERM, and SIGKILL after `kill_after_s`. Idempotent; no process is left."""
@@ -112,6 +114,8 @@ class Child:
             self._stopping.set()
             self._tell("draining", f"{self.name} drains")
             self._signal(signal.SIGTERM)
+        async with self._starting:
+            pass  # a process that is being born gets the signal then
         if self._supervisor is None:
             return
         done, _ = await asyncio.wait({self._supervisor}, timeout=self._plan.kill_after_s)
@@ -126,7 +130,7 @@ class Child:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _supervise(self) -> None:
-        while not self._stopping.is_set():
+        while True:
             exit_code = await self._live()
             if self._stopping.is_set() or not await self._rest(exit_code):
                 break
@@ -178,6 +182,8 @@ class Child:
         except OSError as error:
             raise DriverError(f"cannot start {self.name}: {error}") from error
         self._tell("started", f"{self.name} starts, pid {self._process.pid}")
+        if self._stopping.is_set():
+            self._signal(signal.SIGTERM)
 
     def _choose_port(self) -> int:
         if self._port and not _is_free(self._plan.host, self._port):

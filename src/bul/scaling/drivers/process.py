@@ -139,11 +139,13 @@ class ProcessDriver:
             self._spares.discard(index)
 
     async def _until_ready(self, index: int) -> None:
-        child = self._children[index]
-        while child.state != "ready":
+        child = self._children.get(index)
+        while child is not None and child.state != "ready":
             if child.state != "pending":
                 raise DriverError(f"{child.name} cannot start: {child.failure or child.state}")
             await self._changed.wait()
+        if child is None:
+            raise DriverError(f"replica-{index} cannot start: it was stopped while it did")
 
     def _on_child(self, event: ChildEvent) -> None:
         self._wake()
@@ -164,7 +166,7 @@ class ProcessDriver:
         try:
             await child.start()
         except (DriverError, asyncio.CancelledError):  # a cancelled start leaves no process
-            del self._children[index]
+            self._children.pop(index, None)
             self._spares.discard(index)
             self._wake()
             raise
@@ -180,5 +182,5 @@ class ProcessDriver:
 
     async def _drain(self, index: int) -> None:
         await self._children[index].stop()
-        del self._children[index]
+        self._children.pop(index, None)  # a start that failed meanwhile took it out
         self._wake()
