@@ -73,13 +73,16 @@ def test_the_coarse_replay_is_near_the_exact_one(replicas: float) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "setting"), [("hpa", 8.0), ("adaptive", 0.02)])
 def test_the_coarse_replay_leads_a_scaler_as_the_exact_one_does(name: str, setting: float) -> None:
-    arrivals = draw_all(calm(3, rate=6.0, cv=3.0), 1.0, 5)
-    future = future_of(arrivals, EXPERIMENT.profile, 15.0)
-    coarse, exact = (
-        play(name, setting, arrivals, EXPERIMENT, future, coarse=flag) for flag in (True, False)
-    )
-    assert coarse.replica_hours == pytest.approx(exact.replica_hours, rel=0.05)
-    assert coarse.violation_share(0.5) == pytest.approx(exact.violation_share(0.5), rel=0.4)
+    """Of three draws together: one that learns turns small differences into larger ones."""
+    hours, shares = np.zeros(2), np.zeros(2)
+    for seed in (5, 6, 7):
+        arrivals = draw_all(calm(3, rate=6.0, cv=3.0), 1.0, seed)
+        future = future_of(arrivals, EXPERIMENT.profile, 15.0)
+        runs = [play(name, setting, arrivals, EXPERIMENT, future, coarse=c) for c in (True, False)]
+        hours += [run.replica_hours for run in runs]
+        shares += [run.violation_share(0.5) / 3 for run in runs]
+    assert hours[0] == pytest.approx(hours[1], rel=0.05)
+    assert shares[0] == pytest.approx(shares[1], rel=0.4)
 
 
 def test_no_request_is_lost_and_none_is_answered_before_it_came() -> None:
