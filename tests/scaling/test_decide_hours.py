@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from bul.scaling.adaptive import Capacity
 from bul.scaling.bounds import Bounds
@@ -25,14 +25,14 @@ HOURS_A_RUN = 10
 CAPACITY = Capacity(prefill_tokens_per_s=15_000.0, output_tokens_per_s=390.0, slots=16)
 FAULTS = ("none", "outage", "nan", "missing", "stale", "future", "negative", "huge")
 NUMBERS = tuple(
-    field.name
-    for field in dataclasses.fields(Signals)
-    if field.name not in {"measured_at_s", "replicas_ready", "replicas_pending"}
+    name
+    for name in Signals.__struct_fields__
+    if name not in {"measured_at_s", "replicas_ready", "replicas_pending"}
 )
 
 
 def changed(signals: Signals, values: dict[str, Any]) -> Signals:
-    return dataclasses.replace(signals, **values)
+    return replace(signals, **values)
 
 
 def broken(signals: Signals, fault: str, rng: random.Random) -> tuple[Signals | None, bool]:
@@ -46,9 +46,9 @@ def broken(signals: Signals, fault: str, rng: random.Random) -> tuple[Signals | 
         case "missing":
             return changed(signals, dict.fromkeys(NUMBERS, None)), False
         case "stale":
-            return dataclasses.replace(signals, measured_at_s=signals.measured_at_s - 100), False
+            return replace(signals, measured_at_s=signals.measured_at_s - 100), False
         case "future":
-            return dataclasses.replace(signals, measured_at_s=signals.measured_at_s + 100), False
+            return replace(signals, measured_at_s=signals.measured_at_s + 100), False
         case "negative":
             return changed(signals, {field: -1.0}), True
         case "huge":

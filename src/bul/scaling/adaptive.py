@@ -64,6 +64,8 @@ import dataclasses
 import math
 from typing import ClassVar, NamedTuple
 
+import msgspec
+
 from bul.errors import ConfigError
 from bul.scaling.bounds import Bounds
 from bul.scaling.rules import Want, falling_maxima
@@ -138,8 +140,7 @@ class Crest(NamedTuple):
         return Crest(now_s, mean, self.now)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class AdaptiveState:
+class AdaptiveState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What the policy remembers. Values are replaced, never changed.
 
     peaks: (time, need), needs falling: the candidates for "highest of the last hold_s".
@@ -225,7 +226,7 @@ class Adaptive:
             need = max(need, current + min(waiting / slots, float(current)))
         peaks = falling_maxima(learnt.peaks, need, now_s, self.hold_s)
         replicas, why = self._pace(learnt, current, need, peaks[0][1], now_s)
-        learnt = dataclasses.replace(
+        learnt = msgspec.structs.replace(
             learnt,
             peaks=peaks,
             last_up_s=now_s if replicas > current else learnt.last_up_s,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from enum import StrEnum
+
+import msgspec
 
 __all__ = ["Decision", "Direction"]
 
@@ -16,8 +17,7 @@ class Direction(StrEnum):
     HOLD = "hold"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """`replicas` wanted, and why. `alert` asks for a person: more replicas would not help."""
 
     direction: Direction

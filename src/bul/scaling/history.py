@@ -50,7 +50,7 @@ class Record:
 
     def document(self) -> dict[str, object]:
         """Plain values for JSON; what is unknown is left out, NaN included."""
-        signals = {} if self.signals is None else dataclasses.asdict(self.signals)
+        signals = {} if self.signals is None else msgspec.structs.asdict(self.signals)
         known = {n: v for n, v in signals.items() if v is not None and math.isfinite(v)}
         return {
             "time_s": round(self.wall_s, 3),

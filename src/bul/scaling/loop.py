@@ -11,9 +11,10 @@ is there. A policy's state is kept only once the driver did what was decided.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
+
+import msgspec
 
 from bul.clock import Clock, SystemClock
 from bul.scaling.bounds import Bounds
@@ -207,7 +208,7 @@ class IntelligentAutoScaler:
             signals = None
         if signals is None:
             return None
-        return dataclasses.replace(signals, replicas_ready=ready, replicas_pending=pending)
+        return msgspec.structs.replace(signals, replicas_ready=ready, replicas_pending=pending)
 
     async def _act(self, decision: Decision, signals: Signals | None, state: object) -> Decision:
         if self.advisory:

@@ -12,6 +12,8 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
+import msgspec
+
 from bul.scaling.bounds import Bounds
 from bul.scaling.signals import Signals
 
@@ -29,8 +31,7 @@ __all__ = [
 ]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Want:
+class Want(msgspec.Struct, frozen=True, gc=False):
     """How many replicas a rule wants, before any clamp, and why."""
 
     replicas: int
@@ -38,8 +39,7 @@ class Want:
     alert: str = ""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class RuleState:
+class RuleState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a rule remembers between ticks. Values are replaced, never changed.
 
     history: (time, recommendation) pairs, newest last, bounded by the rule's own window.
@@ -89,12 +89,12 @@ class Guide:
             if now_s - state.last_up_s < self.scale_up_cooldown:
                 return Want(current, "cooling down after a scale-up"), state
             why = f"p95 {p95:.0f} ms, utilisation {busy:.2f}: over a threshold"
-            return Want(current + 1, why), dataclasses.replace(state, last_up_s=now_s)
+            return Want(current + 1, why), msgspec.structs.replace(state, last_up_s=now_s)
         if busy < self.scale_down_threshold and p95 < self.target_latency_p95 * 0.5:
             if now_s - max(state.last_down_s, state.last_up_s) < self.scale_down_cooldown:
                 return Want(current, "cooling down before a scale-down"), state
             why = f"p95 {p95:.0f} ms, utilisation {busy:.2f}: under both thresholds"
-            return Want(current - 1, why), dataclasses.replace(state, last_down_s=now_s)
+            return Want(current - 1, why), msgspec.structs.replace(state, last_down_s=now_s)
         return Want(current, "between the thresholds"), state
 
 
@@ -179,7 +179,7 @@ class Kpa:
         floor = max(floor, panic, current) if in_panic else 0
         wanted = floor if in_panic else max(stable, current // 2)
         why = f"{'panic' if in_panic else 'stable'}: {signals.in_flight:.1f} in flight"
-        new = dataclasses.replace(
+        new = msgspec.structs.replace(
             state, history=history, panic_until_s=until_s, panic_replicas=floor
         )
         return Want(wanted, why), new
@@ -208,14 +208,14 @@ class Ray:
         raw = math.ceil(ongoing / self.target)
         why = f"{ongoing:.1f} ongoing for a target of {self.target:g} each"
         if raw == current:
-            return Want(current, why), dataclasses.replace(
+            return Want(current, why), msgspec.structs.replace(
                 state, history=history, since_s=math.nan, panic_replicas=0
             )
         direction = 1 if raw > current else -1
         since_s = state.since_s if state.panic_replicas == direction else now_s
         delay_s = self.upscale_delay_s if direction > 0 else self.downscale_delay_s
         due = now_s - since_s >= delay_s
-        new = dataclasses.replace(
+        new = msgspec.structs.replace(
             state,
             history=history,
             since_s=math.nan if due else since_s,
@@ -248,7 +248,7 @@ class Keda:
         ratio = waiting / max(current, 1) / self.target
         raw = current if abs(ratio - 1.0) <= self.tolerance else math.ceil(waiting / self.target)
         why = f"{waiting:.1f} waiting for a target of {self.target:g} each"
-        polled = dataclasses.replace(state, since_s=now_s)
+        polled = msgspec.structs.replace(state, since_s=now_s)
         return _stabilised(polled, current, raw, now_s, self.stabilisation_s, why)
 
 

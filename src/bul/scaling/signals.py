@@ -5,14 +5,14 @@ Refuses to turn "no data" into zero: a missing value is None, and a policy that 
 
 from __future__ import annotations
 
-import dataclasses
 import math
+
+import msgspec
 
 __all__ = ["VALUE_MAX", "Signals", "doubt"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Signals:
+class Signals(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One region's measurements over the last window. None means "no data".
 
     measured_at_s: end of the window, on the clock that `decide` is called with.

@@ -115,8 +115,11 @@ def slot_waits(free_at: Floats, started: Floats, ends: Floats) -> Floats:
         times = times[:count]
 
 
-def _bins(marks: Floats) -> Ints:
-    """Bins of marks, which are changed."""
+def _bins(spoken_s: Floats, replies: Floats, begin: float, per_s: float) -> Ints:
+    """Bins of the marks of replies that begin at `spoken_s`, which is changed."""
+    marks = np.multiply(spoken_s, per_s, out=spoken_s)
+    marks += replies
+    marks += begin
     return np.minimum(marks, BINS - 1.0, out=marks).astype(np.int64)
 
 
@@ -173,7 +176,6 @@ class CoarseRegion(Generic[State]):
         self._passed = 0.0  # tokens that every sequence has decoded, in bins of `_marks`
         self._left_s = np.zeros(replicas)  # prompt work that each replica has queued
         self._left_total_s = 0.0
-        self._since = self._service = _NONE  # reused from tick to tick
         self._dither = 0.0
         self._reply_tokens = 1.0
         self._output = 0.0  # of the tick before: a reply's length is known when it is over
@@ -237,21 +239,19 @@ class CoarseRegion(Generic[State]):
         the overhead.
         """
         since_s = work.since_s[part]
-        service_s = work.turns[part] * self._turn_s
-        service_s += work.alone_s[part]
-        queued_s = self._prefill(since_s, service_s)
+        queued_s, service_s = self._prefill(since_s, work.turns[part], work.alone_s[part])
         first = int(self._passed)
-        started = since_s * per_s
-        started += self._passed - first
-        replies = work.replies[part] + started
+        begin, replies = self._passed - first, work.replies[part]
         ttft = queued_s + service_s
         marks = self._marks[first : first + BINS]
-        bins = _bins(replies + ttft * per_s)
+        bins = _bins(since_s + ttft, replies, begin, per_s)
         np.add.at(marks, bins, 1.0)
         self._mean_waiting = 0.0
         room = self._ready * self._profile.slots - self._level
         if ranks[-1] <= room:
             return ttft
+        started = since_s * per_s
+        started += begin
         ended = np.add.accumulate(marks[: int(started[-1]) + 1])
         if self._may_wait(room, ranks, ended, per_s):
             over = np.arange(1.0 - room, 1.0 - room + len(ttft))
@@ -261,9 +261,12 @@ class CoarseRegion(Generic[State]):
             if waiting > 0.0:
                 self._mean_waiting = waiting / len(over)
                 np.subtract.at(marks, bins, 1.0)
-                waits = self._slot_waits(marks, started, replies + service_s * per_s)
+                ends = service_s * per_s
+                ends += replies
+                ends += started
+                waits = self._slot_waits(marks, started, ends)
                 ttft = np.maximum(queued_s, waits / per_s) + service_s
-                np.add.at(marks, _bins(replies + ttft * per_s), 1.0)
+                np.add.at(marks, _bins(since_s + ttft, replies, begin, per_s), 1.0)
         return ttft
 
     def _may_wait(self, room: float, ranks: list[int], ended: Floats, per_s: float) -> bool:
@@ -311,32 +314,32 @@ class CoarseRegion(Generic[State]):
             passed -= BINS
         self._passed = passed
 
-    def _prefill(self, since_s: Floats, service_s: Floats) -> Floats:
-        """Time in the queue for prefill, of requests that go round the replicas."""
+    def _prefill(self, since_s: Floats, turns: Floats, alone_s: Floats) -> tuple[Floats, Floats]:
+        """Time in the queue for prefill, and in prefill, of requests that go round the replicas.
+
+        The k-th goes to row 1 + k // n, column k % n: what its queue has to do before it is the sum
+        of the rows above, and the last row's is what the tick leaves.
+        """
         self._dither = (self._dither + GOLDEN) % 1.0
         n, count = max(int(self._ready * EVEN + self._dither), 1), len(since_s)
         if n != len(self._left_s):
             self._left_s = _spread(self._left_s, n)
-        size = (-(-count // n) + 1) * n
-        if size > len(self._since):
-            self._since, self._service = np.empty(2 * size), np.empty(2 * size)
-        since, service = self._since[:size], self._service[:size]
-        since[:count], since[count:] = since_s, self._tick_s
-        service[:count], service[count:] = service_s, 0.0
-        flat = np.empty(size)  # the k-th arrival goes to row k // n, column k % n
-        np.subtract(self._left_s, since[:n], out=flat[:n])
-        later = flat[n:]
-        np.subtract(since[:-n], since[n:], out=later)
-        later += service[:-n]
-        sums = np.add.accumulate(flat.reshape(-1, n))
+        work_s = np.empty((-(-count // n) + 1) * n)
+        work_s[:n] = self._left_s
+        service_s = np.multiply(turns, self._turn_s, out=work_s[n : n + count])
+        service_s += alone_s
+        work_s[n + count :] = 0.0
+        sums = np.add.accumulate(work_s.reshape(-1, n))
+        queued_s = sums.reshape(-1)
+        queued_s[:count] -= since_s
+        queued_s[count:] -= self._tick_s
         lowest = np.minimum.accumulate(sums)
         sums -= np.minimum(lowest, 0.0, out=lowest)
         turn = count % n
         left = sums[-1]
         self._left_s = np.concatenate((left[turn:], left[:turn])) if turn else left
         self._left_total_s = float(np.add.reduce(left))
-        queued_s: Floats = sums.reshape(-1)[:count]
-        return queued_s
+        return queued_s[:count], service_s
 
     def _tick(self, now_s: float, ttft: Floats, prompt_tokens: float) -> None:
         tick_s = self._tick_s
