@@ -16,6 +16,8 @@ from bul.testing.disk_churn import (
     weigh_until_done,
 )
 
+pytestmark = pytest.mark.steady
+
 BUDGET = 8 << 20
 ENDLESS = 1 << 40
 

@@ -16,6 +16,8 @@ from bul.errors import TierUnavailable
 from bul.testing.disk_faults import LoopDisk
 from bul.testing.tier_contract import chain_of_records, keys_of, read
 
+pytestmark = pytest.mark.steady
+
 MIB = 1 << 20
 ROOT = os.geteuid() == 0
 

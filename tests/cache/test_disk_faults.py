@@ -16,6 +16,8 @@ from bul.errors import TierUnavailable
 from bul.testing.disk_faults import FAULT_CALLS, FaultyIO
 from bul.testing.tier_contract import chain_of_records, keys_of, read
 
+pytestmark = pytest.mark.steady
+
 IDENTITY = b"i" * 32
 MIB = 1 << 20
 POINTS_MAX = 25

@@ -15,6 +15,8 @@ from bul.testing.disk_crash import NaiveStore
 from bul.testing.disk_folder import MIB, Open, segments_of
 from bul.testing.tier_contract import chain_of_records, keys_of
 
+pytestmark = pytest.mark.steady
+
 RECORDS = 10_000
 PAYLOAD_BYTES = 832
 RECORD_BYTES = padded(RECORD_HEADER_BYTES + PAYLOAD_BYTES)

@@ -22,6 +22,8 @@ from bul.cache.eviction.make import make_policy
 from bul.cache.replay import capacity_blocks, make_replayed, replay
 from bul.cache.replay_trace import Trace, TraceRequest, read_trace
 
+pytestmark = pytest.mark.steady
+
 DATA = pathlib.Path(__file__).parents[2] / "../shared/data"
 TRACES = ("moon_conv", "moon_synth", "lmc_swe", "weka_a")
 

@@ -26,6 +26,8 @@ from bul.inference.model_file import ensure_model
 from bul.testing.exactness import generate_greedy
 from bul.testing.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.steady
+
 WORDS = (
     "harbour",
     "quiet",

@@ -10,6 +10,8 @@ import pytest
 from bul.cache.replay import capacity_blocks, make_replayed, replay
 from bul.cache.replay_trace import Trace, read_trace
 
+pytestmark = pytest.mark.steady
+
 DATA = pathlib.Path(__file__).parents[2] / "../shared/data"
 SHARES = ("0.01", "0.05", "0.1", "0.25", "0.5")
 LRU = {

@@ -13,6 +13,8 @@ from bul.inference.model_file import ensure_model
 from bul.testing.disk_crash import NaiveStore
 from bul.testing.disk_kills import KilledReplica, computed_blocks, prompt, wrong_and_lost
 
+pytestmark = pytest.mark.steady
+
 KILLS = 3
 GIB = 1 << 30
 

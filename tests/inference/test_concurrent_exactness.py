@@ -23,7 +23,7 @@ from bul.testing.tiny_gguf import write_tiny_gguf
 
 from .conftest import StartRunner
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.steady]
 
 SERVE = ServeConfig(slots=8, context_tokens=512, threads=1)
 SAMPLING = Sampling(max_tokens=16)

@@ -13,6 +13,8 @@ from bul.inference.embedded import EmbeddedCore
 from bul.inference.model_file import ensure_model
 from bul.testing.exactness import check_exactness, prompt_pairs
 
+pytestmark = pytest.mark.steady
+
 
 class MakeCore(Protocol):
     def __call__(

@@ -16,6 +16,8 @@ from bul.inference.runner import BatchingRunner
 from bul.inference.timed import TimedCore
 from bul.testing.prefix_cache import DictPrefixCache
 
+pytestmark = pytest.mark.steady
+
 PROMPT = "A prompt of some length that fills more than one block of tokens, as chats do. " * 3
 
 

@@ -12,6 +12,8 @@ from bul.planner.plan import Plan, Question, cost_per_day, make_plan, needed
 from bul.planner.predict import Prediction, Workload, least_replicas, predict
 from bul.simulator.replica import PROFILES, ReplicaProfile
 
+pytestmark = pytest.mark.steady
+
 WORKLOAD = Workload(
     requests_per_second=30.0, prompt_tokens=1000, output_tokens=150, shared_prefix=0.6
 )

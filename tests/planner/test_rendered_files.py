@@ -19,6 +19,8 @@ from bul.planner.predict import Prediction, Workload
 from bul.planner.render import Secrets, render_files
 from bul.simulator.replica import PROFILES, ReplicaProfile
 
+pytestmark = pytest.mark.steady
+
 ROOT = Path(__file__).parents[2]
 SERVERS = ROOT / ".venv" / "opt" / "bin"
 SECRETS = Secrets(

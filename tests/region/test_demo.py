@@ -141,6 +141,7 @@ def real_demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.steady
 def test_the_demo_on_the_real_model_gives_the_same_text_from_the_cache(
     real_demo: dict[str, Any],
 ) -> None:
@@ -153,6 +154,7 @@ def test_the_demo_on_the_real_model_gives_the_same_text_from_the_cache(
 
 
 @pytest.mark.slow
+@pytest.mark.steady
 def test_after_a_restart_the_real_model_continues_from_disk_with_the_same_text(
     real_demo: dict[str, Any],
 ) -> None:

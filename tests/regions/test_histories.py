@@ -12,6 +12,8 @@ from bul.regions.state import RegionState
 from bul.regions.versions import TIME_SHIFT, Grave, Graves, HybridClock
 from bul.testing.region_world import HistoryFailed, Outcome, play
 
+pytestmark = pytest.mark.steady
+
 CONTROL_SEEDS = range(40)
 
 

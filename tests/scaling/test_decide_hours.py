@@ -19,6 +19,8 @@ from bul.scaling.registry import POLICY_NAMES, make_policy, make_state
 from bul.scaling.signals import Signals
 from bul.testing.signals import signals_at
 
+pytestmark = pytest.mark.steady
+
 BOUNDS = Bounds(min_replicas=2, max_replicas=12)
 TICK_S = 15.0
 HOURS_A_RUN = 10

@@ -20,7 +20,7 @@ from bul.inference.timed import TimedCore
 from bul.testing.clock import ManualClock
 from bul.testing.replica import running_replica
 
-pytestmark = pytest.mark.security
+pytestmark = [pytest.mark.security, pytest.mark.steady]
 
 KEYS = {"alice": "sk-alice", "bob": "sk-bob"}
 PROMPTS = 250

@@ -22,6 +22,8 @@ from bul.simulator.report import RegionReport
 from bul.simulator.shapes import SHAPES, shape
 from bul.simulator.table import choose, rows
 
+pytestmark = pytest.mark.steady
+
 EXPERIMENT = Experiment(
     profile=PROFILES["8b"], bounds=Bounds(min_replicas=1, max_replicas=20), coarse=True
 )
