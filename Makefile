@@ -29,9 +29,9 @@ demo: setup ## Real conversations with the cache on and off, a table, exit
 test: servers lint ## The whole gate, the same that CI runs
 	@echo "[tests] the fast ones, on all cores (1 to 2 minutes)"
 	@$(PYTEST) -q -n auto -m "not slow and not nightly"
-	@echo "[tests] the slow ones that no busy neighbour can change, two files at a time (4 minutes)"
+	@echo "[tests] the slow ones that no busy neighbour can change, two files at a time (5 minutes)"
 	@$(PYTEST) -q -n 2 --dist loadfile --no-loadscope-reorder -m "slow and steady and not nightly"
-	@echo "[tests] the other slow ones, one after the other (6 minutes on 2 cores)"
+	@echo "[tests] the other slow ones, one after the other (5 minutes on 2 cores)"
 	@$(PYTEST) -q -m "slow and not steady and not nightly"
 
 check: setup-dev lint ## Format, lint, types, layers, tidy, fast tests: under a minute

@@ -17,7 +17,7 @@ from bul.testing.region_process import BulProcess, bul_process, region_process
 from bul.testing.request_load import RequestLoad
 from bul.testing.waiting import eventually, is_alive
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.steady]
 
 FAST = {"BUL_TIMED_DECODE_TOKENS_PER_S": "100"}
 

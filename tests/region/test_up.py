@@ -15,7 +15,7 @@ import pytest
 from bul.testing.region_process import BulProcess, bul_process, region_process
 from bul.testing.waiting import eventually, is_alive
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.steady]
 
 QUESTION = "Which floor is the archive on, and who has the key? Answer in one sentence, please."
 

@@ -17,7 +17,7 @@ from bul.cli.ask import Answer, ask, model_id
 from bul.testing.region_process import BulProcess, bul_process, region_process
 from bul.testing.waiting import eventually
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.steady]
 
 PROMPT = [{"role": "user", "content": "Tell me of the sea between two regions. " * 40}]
 US, EU = "us-east", "eu-west"

@@ -19,7 +19,7 @@ from bul.testing.driver_contract import DriverContract
 from bul.testing.podman import IMAGE, podman_engine
 from bul.testing.waiting import eventually
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.steady]
 SOURCE = Path(bul.__file__).parent.parent
 
 
