@@ -26,28 +26,20 @@ Errors of a forecast grow like a small power of the load (bursts of independent 
 a percentage as headroom is too much at noon and too little at night. Memories, power, share, hold
 and the first margin were searched on the first week of one production pool's rates, one seed, and
 the first steps of the margin on two hours of other services; how much what is under way counts was
-tried on that week (1 to 2 percent fewer hours) and on made spikes and steps; REPLY_S, USUAL_S,
-RECENT_S, GAIN and AIM stem from an earlier search on both weeks. What another pool needs differs;
-the margin below makes up for it.
+tried on that week (1 to 2 percent fewer hours) and on made spikes and steps; REPLY_S, USUAL_S and
+the margin's gain stem from an earlier search on both weeks. What another pool needs differs; the
+margin makes up for it.
 
-The margin is the only thing that must be right, and nobody can know it beforehand: so it is
-controlled. After each tick it moves by
+The margin is learnt from the share of slow requests (`margin.py`). It stands still while even an
+idle replica misses the target, and does not rise while the need is above `max_replicas`: what
+cannot help need not be unlearnt.
 
-    gain * (slow requests - asked share * requests) / (asked share * usual requests)
-
-(21 times that at first, 13 times downwards, hardly more after some hours), which holds the
-long-run share of slow requests at the one asked for, whatever the traffic does (Gibbs and Candes
-2021, adaptive conformal inference; the proportional term is from Angelopoulos, Candes and
-Tibshirani 2023, conformal PID control). It stands still while even an idle replica misses the
-target, and does not rise while the need is above `max_replicas`: what cannot help need not be
-unlearnt. Above 10 its steps grow with its square, up and down, so that a high one is soon gone.
-
-Jumps to a multiple, again and again, are what takes such a margin: the noise is that of single
+Jumps to a multiple, again and again, are what takes a margin above 10: the noise is that of single
 ticks, and small between them. A fleet that is to be there *before* the next jump is a share of the
 last crest, and with the crest it goes when the jumps end. A bound on the margin (16 once) broke the
 promise; without the crest the same spikes took 6 percent more hours. The 10, its two factors and
-the square were tried on made spikes, steps and a wave (one seed, 8b at 120 s) and on the two hours
-of other services; so were the 13 times.
+the square of the steps were tried on made spikes, steps and a wave (one seed, 8b at 120 s) and on
+the two hours of other services; so were the first steps downwards.
 
 Worked numbers: mean 4.2, noise2 0.09, margin 4: need = 3.8 + 4 * 0.3 * 1.24 = 5.3 replicas. With
 margin 18 after a crest of 10.2: 3.8 + 10 * 0.37 + 8 * (0.6 * 0.37 + 0.1 * 6) = 14.1.
@@ -68,12 +60,13 @@ import msgspec
 
 from bul.errors import ConfigError
 from bul.scaling.bounds import Bounds
+from bul.scaling.margin import KNEE, MARGIN_MIN, SETTLE_S, Margin, follow, has_room
 from bul.scaling.rules import Want, falling_maxima
 from bul.scaling.signals import VALUE_MAX, Signals
 
 __all__ = ["Adaptive", "AdaptiveState", "Capacity"]
 
-WORK_S, REPLY_S, USUAL_S, RECENT_S = 20.0, 120.0, 7_500.0, 1_800.0
+WORK_S, REPLY_S, USUAL_S = 20.0, 120.0, 7_500.0
 NOISE_S, NOISE_NOW_S, NOISE_NOW_SHARE = 36_000.0, 240.0, 0.4
 NOISE2_FIRST, NOISE2_MIN = 0.3, 0.02
 """The first guess; and what is left of it when traffic is perfectly even, so that the margin keeps
@@ -82,19 +75,13 @@ CROWDING_S, CROWDING_SHARE, CROWDING_MAX = 450.0, 0.5, 2.0
 """What is under way, as a witness of work: over which mean, how much it counts, and the most that
 one crowded tick can say."""
 SHARE, POWER = 0.9, 0.15
-MARGIN_MIN, MARGIN_FIRST_MAX, MARGIN_MAX = -0.5, 16.0, 40.0
-"""At the last three times the crest are kept; made spikes of 3 and 5 times the rate took less."""
-KNEE, KNEE_SPREAD, KNEE_CREST = 10.0, 0.6, 0.1
-"""What is asked in calm hours takes no margin above the first; how the rest counts."""
+MARGIN_FIRST_MAX = 16.0
+KNEE_SPREAD, KNEE_CREST = 0.6, 0.1
+"""How a margin's part above KNEE counts."""
 CREST_S = 10_800.0
 """The highest mean is remembered for one to two times this."""
-GAIN, GAIN_RECENT, RECENT_MAX = 0.0005 / 15.0, 0.1, 30.0
-GAIN_FIRST_UP, GAIN_FIRST_DOWN, SETTLE_S = 20.0, 12.0, 7_200.0
-"""The first margin is a guess: steps are 21 times as long at first, and settle in hours. Downwards
-13 times: half an hour's calm took it below what the other half needed."""
+GAIN_RECENT = 0.1
 HOLD_BASE_S, HOLD_PER_COLD_START = 300.0, 3.0
-AIM = 0.93
-"""Of the share asked: the margin is always a little late, which costs some percent of it."""
 SURPRISE_MAX = 30.0
 GAP_S = 90.0
 """After this long without data the wait before a scale-down begins anew."""
@@ -156,8 +143,7 @@ class AdaptiveState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     usual_per_second: float = 0.0
     work_lately: float = 0.0
     in_flight_lately: float = 0.0
-    margin: float = math.nan
-    recent: float = 0.0
+    margin: Margin = Margin(value=math.nan)
     crest: Crest = Crest()
     peaks: tuple[tuple[float, float], ...] = ()
     last_up_s: float = -math.inf
@@ -232,15 +218,16 @@ class Adaptive:
             last_up_s=now_s if replicas > current else learnt.last_up_s,
             last_down_s=now_s if replicas < current else learnt.last_down_s,
         )
-        return Want(replicas, why, alert=self._infeasible(signals)), learnt
+        alert = self._infeasible(signals) or self._beyond(learnt)
+        return Want(replicas, why, alert=alert), learnt
 
     def _pace(
         self, state: AdaptiveState, current: int, need: float, highest: float, now_s: float
     ) -> tuple[int, str]:
         """Up at once, down only to what would have carried every need of the last hold_s."""
         why = (
-            f"work of {state.mean:.1f} replicas, need {need:.1f} with margin {state.margin:.1f}, "
-            f"at most {highest:.1f} in {self.hold_s:.0f} s"
+            f"work of {state.mean:.1f} replicas, need {need:.1f} "
+            f"with margin {state.margin.value:.1f}, at most {highest:.1f} in {self.hold_s:.0f} s"
         )
         upwards = max(math.ceil(need - SLACK), 1)
         if upwards > current:
@@ -263,10 +250,20 @@ class Adaptive:
             "asked: more replicas will not help; shorten prompts or raise the target"
         )
 
+    def _beyond(self, state: AdaptiveState) -> str:
+        usual = state.margin.floor_usual
+        if usual <= self.violation_max or state.at_s - state.since_s <= SETTLE_S:
+            return ""
+        return (
+            f"{usual:.1%} of requests miss the {self.target_ms:.0f} ms asked even with replicas to "
+            f"spare, and {self.violation_max:.1%} may: more replicas will hardly help; shorten "
+            "prompts or raise the target"
+        )
+
     def _need(self, state: AdaptiveState) -> float:
         if state.mean <= 0.0:
             return 0.0
-        margin = max(state.margin + GAIN_RECENT * state.recent, MARGIN_MIN)
+        margin = max(state.margin.value + GAIN_RECENT * state.margin.recent, MARGIN_MIN)
         noise2 = state.noise2 + NOISE_NOW_SHARE * (state.noise2_now - state.noise2)
         spread = math.sqrt(max(noise2, NOISE2_MIN)) * math.pow(state.mean, POWER)
         need = SHARE * state.mean + min(margin, KNEE) * spread
@@ -302,7 +299,7 @@ class Adaptive:
                 output_tokens_per_s=output,
                 requests_per_second=rate,
                 usual_per_second=rate,
-                margin=self.margin_start,
+                margin=Margin(value=self.margin_start),
                 # Somebody wanted the fleet that is there: it is kept for a hold, too.
                 peaks=((now_s, float(signals.replicas_ready + signals.replicas_pending)),),
             )
@@ -311,32 +308,31 @@ class Adaptive:
         if not 0.0 <= elapsed_s <= GAP_S:
             peaks = tuple((now_s, need) for _, need in peaks[:1])
             elapsed_s = min(max(elapsed_s, 0.0), GAP_S)
-        output = _follow(state.output_tokens_per_s, output, elapsed_s, REPLY_S)
-        requests = _follow(state.requests_per_second, rate, elapsed_s, REPLY_S)
+        output = follow(state.output_tokens_per_s, output, elapsed_s, REPLY_S)
+        requests = follow(state.requests_per_second, rate, elapsed_s, REPLY_S)
         arriving = self._work(output, requests, signals)
-        lately = _follow(state.work_lately, arriving, elapsed_s, CROWDING_S)
+        lately = follow(state.work_lately, arriving, elapsed_s, CROWDING_S)
         in_flight_lately, work = state.in_flight_lately, arriving
         if (in_flight := _in_flight(signals)) is not None:
-            in_flight_lately = _follow(in_flight_lately, in_flight, elapsed_s, CROWDING_S)
+            in_flight_lately = follow(in_flight_lately, in_flight, elapsed_s, CROWDING_S)
             crowding = min(in_flight / max(in_flight_lately, 1e-9), CROWDING_MAX)
             usual = min(arriving, CROWDING_MAX * lately)  # a jump beyond it counts in full
             work += CROWDING_SHARE * (crowding * lately - usual)
         surprise = min((work - state.mean) ** 2 / max(state.mean, 0.1), SURPRISE_MAX)
-        margin, recent = self._margin(state, signals, rate, elapsed_s)
-        mean = _follow(state.mean, work, elapsed_s, self.work_memory_s)
+        margin = self._margin(state, signals, rate, arriving, elapsed_s)
+        mean = follow(state.mean, work, elapsed_s, self.work_memory_s)
         return AdaptiveState(
             at_s=now_s,
             since_s=state.since_s,
             mean=mean,
-            noise2=_follow(state.noise2, surprise, elapsed_s, NOISE_S),
-            noise2_now=_follow(state.noise2_now, surprise, elapsed_s, NOISE_NOW_S),
+            noise2=follow(state.noise2, surprise, elapsed_s, NOISE_S),
+            noise2_now=follow(state.noise2_now, surprise, elapsed_s, NOISE_NOW_S),
             output_tokens_per_s=output,
             requests_per_second=requests,
-            usual_per_second=_follow(state.usual_per_second, rate, elapsed_s, USUAL_S),
+            usual_per_second=follow(state.usual_per_second, rate, elapsed_s, USUAL_S),
             work_lately=lately,
             in_flight_lately=in_flight_lately,
             margin=margin,
-            recent=recent,
             crest=state.crest.with_mean(mean, now_s),
             peaks=peaks,
             last_up_s=min(state.last_up_s, now_s),  # a clock that went back must not hold for long
@@ -344,31 +340,26 @@ class Adaptive:
         )
 
     def _margin(
-        self, state: AdaptiveState, signals: Signals, rate: float, elapsed_s: float
-    ) -> tuple[float, float]:
+        self, state: AdaptiveState, signals: Signals, rate: float, arriving: float, elapsed_s: float
+    ) -> Margin:
         slow = signals.slow_share
         if slow is None or not 0.0 <= slow <= 1.0 or self._infeasible(signals):
-            return state.margin, state.recent
-        crowd = min(rate / max(state.usual_per_second, 1e-9), CROWD_MAX)
-        excess = (slow / (AIM * self.violation_max) - 1.0) * crowd
-        if excess > 0.0 and self._need(state) > self.bounds.max_replicas:
-            excess = 0.0  # the fleet may not grow: a margin that did would only have to come back
-        age_s = max(state.at_s - state.since_s, 0.0)
-        first = 1.0 + (GAIN_FIRST_UP if excess > 0.0 else GAIN_FIRST_DOWN) * math.exp(
-            -age_s / SETTLE_S
+            return state.margin
+        slots = self.capacity.slots if self.capacity else self.slots
+        # A queue of a time before shows in what is under way, not in what arrives.
+        work = max(arriving, state.mean, (_in_flight(signals) or 0.0) / slots)
+        return state.margin.after(
+            slow,
+            self.violation_max,
+            crowd=min(rate / max(state.usual_per_second, 1e-9), CROWD_MAX),
+            room=has_room(work, signals.replicas_ready),
+            may_rise=self._need(state) <= self.bounds.max_replicas,
+            age_s=max(state.at_s - state.since_s, 0.0),
+            elapsed_s=elapsed_s,
         )
-        gain = GAIN * max(first, (state.margin / KNEE) ** 2)
-        margin = state.margin + gain * elapsed_s * excess
-        recent = min(_follow(state.recent, excess, elapsed_s, RECENT_S), RECENT_MAX)
-        return min(max(margin, MARGIN_MIN), MARGIN_MAX), recent
 
 
 def _in_flight(signals: Signals) -> float | None:
     """None: not known, or not to be believed."""
     value = signals.in_flight
     return value if value is not None and 0.0 <= value <= VALUE_MAX else None
-
-
-def _follow(old: float, new: float, elapsed_s: float, memory_s: float) -> float:
-    """Exponentially weighted mean over irregular ticks."""
-    return old + (1.0 - math.exp(-elapsed_s / memory_s)) * (new - old)
