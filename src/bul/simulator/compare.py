@@ -55,7 +55,7 @@ _SETTINGS: Mapping[str, tuple[float, ...]] = MappingProxyType(
         "oracle": (1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
     }
 )
-_ASKED = (0.5, 0.8, 1.0, 1.8, 3.0, 6.0)
+_ASKED = (0.5, 0.8, 1.0, 2.0, 3.0, 6.0)
 """`adaptive` is asked to hold these multiples of the share that the experiment asks for. None lies
 closely above 1: while it learns it may hold less than it is asked, and would be chosen for that."""
 EVICTION = "adaptive"
