@@ -21,7 +21,8 @@ spare: that is `floor`, forgotten in hours without such ticks. Then
     aim = floor + max(asked - mean of floor over a day, a fifth of asked)
 
 holds what is asked in the long run where that can be held, spends replicas where they help, and
-elsewhere lets a fifth of what was asked be slow on top of the floor.
+elsewhere lets a fifth of what was asked be slow on top of the floor. In the first two hours, when
+little is known of it, the aim is what is asked.
 
 Tried on two weeks of one pool (8b and 70b, seed 0); there it takes 0.3 to 0.9 percent fewer hours
 at 2 percent of slow requests and 0.8 to 1.7 at 1 percent. Memories of half an hour to two hours,
