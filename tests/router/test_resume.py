@@ -32,7 +32,10 @@ CHAT: dict[str, Any] = {
     "stream_options": {"include_usage": True},
 }
 SLOW = TimedConfig(decode_tokens_per_s=100.0, prefill_tokens_per_s=1e6, block_bytes=256)
-FROZEN_S = 2.0
+LONG_TOKENS = 60
+"""Take a SLOW replica 0.6 s: so long have all streams of a test to begin before one ends."""
+FROZEN_S = 3.0
+"""Longer than such a stream and the wait before it is taken up elsewhere."""
 PROBE_BYTES = 400
 """Of an answer to a probe, at most: cuts further on hit streams alone."""
 
@@ -50,6 +53,8 @@ class Pair:
         self.router = router
         self.replicas = replicas
         self.proxies = proxies
+        self.begun = 0
+        """Answers whose first event has come to their client."""
         self._net = net
 
     async def forget_connections(self) -> None:
@@ -68,7 +73,20 @@ class Pair:
         """The whole answer's chunks, joined; the connection's bytes if it broke off."""
         client = await self._net.client(self.router)
         await client.send(post(json.dumps(CHAT | more).encode(), extra=b"connection: close\r\n"))
-        return await client.rest()
+        try:
+            begin = await client.reader.readuntil(b"data: ")
+        except asyncio.IncompleteReadError as error:
+            return error.partial
+        self.begun += 1
+        return begin + await client.rest()
+
+    async def ask_long(self, streams: int) -> list[asyncio.Task[bytes]]:
+        """Streams of LONG_TOKENS, all of which have begun and none of which has ended."""
+        wanted = self.begun + streams
+        asked = [asyncio.create_task(self.ask(max_tokens=LONG_TOKENS)) for _ in range(streams)]
+        await until(lambda: self.begun == wanted)
+        assert not any(asking.done() for asking in asked)
+        return asked
 
 
 @contextlib.asynccontextmanager
@@ -187,20 +205,20 @@ async def _stall(net: RouterNet, delay_min_s: float) -> tuple[list[float], Route
     FROZEN_S; and whether all were whole.
     """
     async with _pair(net, SLOW, hedge_delay_min_s=delay_min_s, retries_at_least=40) as pair:
-        whole = _text(_events(await pair.ask()))
+        whole = _text(_events(await pair.ask(max_tokens=LONG_TOKENS)))
         await asyncio.gather(*(pair.ask() for _ in range(2 * SEEN_MIN)))
+        began_s = time.monotonic()
 
-        async def timed() -> tuple[float, bool]:
-            began_s = time.monotonic()
-            answer = await pair.ask()
+        async def timed(asked: asyncio.Task[bytes]) -> tuple[float, bool]:
+            answer = await asked
             return time.monotonic() - began_s, _text(_events(answer)) == whole
 
-        asking = [asyncio.create_task(timed()) for _ in range(8)]
-        await asyncio.sleep(0.08)  # in the middle: an answer takes 0.16 s
+        asked = await pair.ask_long(8)
         pair.proxies[0].stall()
+        answers = asyncio.gather(*map(timed, asked))
         await asyncio.sleep(FROZEN_S)
         pair.proxies[0].heal()
-        took = await asyncio.gather(*asking)
+        took = await answers
         return [seconds for seconds, _ in took], pair.router, all(same for _, same in took)
 
 
@@ -222,16 +240,15 @@ async def test_the_control_without_hedging_streams_wait_for_the_thaw(net: Router
 
 async def _leave(pair: Pair, replicas: list[ReplicaUnderTest]) -> list[bytes]:
     """Four streams, while one of two replicas stops without waiting for its own."""
-    asking = [asyncio.create_task(pair.ask()) for _ in range(4)]
-    await until(lambda: all(replica.in_flight == 2 for replica in pair.router.replicas))
-    await asyncio.sleep(0.06)
+    asked = await pair.ask_long(4)
+    assert [replica.in_flight for replica in pair.router.replicas] == [2, 2]
     await replicas[0].runner.close(0.0)
-    return await asyncio.gather(*asking)
+    return await asyncio.gather(*asked)
 
 
 async def test_streams_of_a_replica_that_stops_go_on_elsewhere(net: RouterNet) -> None:
     async with _pair(net, SLOW) as pair:
-        whole = _plain(_events(await pair.ask()))
+        whole = _plain(_events(await pair.ask(max_tokens=LONG_TOKENS)))
         answers = await _leave(pair, pair.replicas)
         assert [_plain(_events(answer)) for answer in answers] == [whole] * 4
         assert pair.router.resumed == 2
