@@ -24,7 +24,7 @@ from bul.testing.clock import ManualClock
 from bul.testing.region_process import bul_process
 from bul.testing.request_load import RequestLoad
 from bul.testing.router_net import RouterNet, post
-from bul.testing.upstreams import answering
+from bul.testing.upstreams import answering, silent
 from bul.testing.waiting import eventually, until
 
 URL = "http://10.0.0.1:8002"
@@ -36,8 +36,14 @@ class Seen:
     def __init__(self, **settings: Any) -> None:
         self.urls: Sequence[str] = ()
         self.reborn: list[str] = []
+        self.silent: list[str] = []
         given = {"ttl_s": 5.0, "members_max": 3} | settings
-        self.members = Membership(on_change=self._changed, on_reborn=self.reborn.append, **given)
+        self.members = Membership(
+            on_change=self._changed,
+            on_reborn=self.reborn.append,
+            on_silent=self.silent.append,
+            **given,
+        )
 
     def _changed(self, urls: Sequence[str]) -> None:
         self.urls = urls
@@ -57,6 +63,18 @@ def test_a_member_stays_while_it_says_so_and_is_out_at_its_deadline() -> None:
     assert list(seen.urls) == [URL]
     seen.members.expire(9.9)
     assert list(seen.urls) == []
+    assert seen.silent == [URL]
+
+
+def test_who_says_goodbye_or_is_here_by_other_means_is_not_silent() -> None:
+    seen = Seen()
+    seen.say(0.0)
+    seen.say(0.1, leaving=True)
+    seen.say(0.2)
+    seen.members.set_static([URL])
+    seen.members.expire(9.9)
+    assert list(seen.urls) == [URL]
+    assert seen.silent == []
 
 
 def test_without_a_deadline_a_silent_one_would_stay() -> None:
@@ -189,6 +207,24 @@ async def test_one_that_dies_without_a_word_is_out_after_its_deadline(net: Route
         await joiner.leave()  # nobody is told: as if it had been killed
         assert len(router.replicas) == 1
         await until(lambda: router.replicas == (), timeout_s=5)
+        assert router.members.expired == 1
+
+
+@pytest.mark.slow
+async def test_what_a_member_had_under_way_when_it_fell_silent_is_asked_elsewhere(
+    net: RouterNet,
+) -> None:
+    """Its probes are answered, and nothing is known of how long an answer takes."""
+    mute, good = await net.upstream(silent), await net.upstream(answering(b"ok"))
+    settings: dict[str, Any] = {"member_ttl_s": 1.0, "policy": "round_robin"}
+    async with members_router(replicas=(good.url,), **settings) as router:
+        word = json.dumps({"url": mute.url, "epoch": "1"}).encode()
+        key = b"Authorization: Bearer op\r\n"
+        assert (await net.ask(router, post(word, path=b"/members", extra=key)))[0] == 200
+        await until(lambda: len(router.ready) == 2)
+        answers = await asyncio.gather(*(net.ask(router, post()) for _ in range(2)))
+        assert [answer[::2] for answer in answers] == [(200, b"ok")] * 2
+        assert len(mute.requests) == 1
         assert router.members.expired == 1
 
 

@@ -30,7 +30,7 @@ from bul.router.membership import Discovery, Membership, Resolve, resolve_name
 from bul.router.prompt import Prompt, read_prompt, session_of
 from bul.router.quota import OverLimit, Quotas
 from bul.router.rates import Rates
-from bul.router.replica import IDLE_S, READY, REMOVED, Replica
+from bul.router.replica import DOWN, IDLE_S, READY, REMOVED, Replica
 from bul.router.traced import make_exchange
 from bul.router.waiting import WaitingLine
 from bul.tracing import Tracer
@@ -105,6 +105,7 @@ class Router:
             members_max=config.members_max,
             on_change=self._set_members,
             on_reborn=self._reborn,
+            on_silent=self._silent,
         )
         self.discovery = Discovery(
             config.discover,
@@ -355,6 +356,10 @@ class Router:
         """Another process has this address now: it holds nothing, and may be ready at once."""
         self._replicas[url].residency.clear()
         self._probers[url].soon()
+
+    def _silent(self, url: str) -> None:
+        """It leaves, and not of its own will: what it has under way is asked elsewhere."""
+        self._replicas[url].set_state(DOWN)
 
     async def _sweep(self) -> None:
         """End what is past its deadline."""

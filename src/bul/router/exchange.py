@@ -32,6 +32,8 @@ __all__ = ["Exchange"]
 
 STALE_MAX = 1
 """Times that a kept connection may turn out closed before a request pays from the budget."""
+SAFE = (b"GET", b"HEAD")
+"""Methods that do no harm when two replicas are asked (RFC 9110, 9.2.1)."""
 
 
 class Exchange(ClientSide):
@@ -90,14 +92,12 @@ class Exchange(ClientSide):
         upstream = self.upstream
         if upstream is None or self._rival is not None or upstream.transport is None:
             return  # in line, hedged already, or dialling, which has a deadline of its own
-        is_out = upstream.replica.state == DOWN
+        is_out = upstream.replica.is_out
         if self.started:
             if not upstream.tells_tokens:
                 upstream.let_go(self)
             overdue = self._is_stalled(now_s, is_out=is_out)
-        elif upstream.got_bytes:
-            return
-        else:
+        else:  # what came of an answer that is held until it is whole does not count
             overdue = self._is_overdue(upstream, now_s) or (is_out and self._may_hedge)
         if overdue:
             self._ask_another(upstream, is_out=is_out)
@@ -154,6 +154,8 @@ class Exchange(ClientSide):
 
     def start(self, upstream: UpstreamConnection, data: bytes) -> None:
         """The first bytes for the client."""
+        if upstream is self._rival:
+            self._promote_rival()  # its head had come before the second try was made
         self.started = True
         self.last_s = self._router.coarse_s
         secret = self._router.resume_secret
@@ -250,7 +252,8 @@ class Exchange(ClientSide):
 
     @property
     def _may_hedge(self) -> bool:
-        return self._router.hedges_at_all and self.prompt.may_repeat
+        may_repeat = self.prompt.may_repeat or self.request.method in SAFE
+        return self._router.hedges_at_all and may_repeat
 
     def _is_overdue(self, upstream: UpstreamConnection, now_s: float) -> bool:
         """Whether the first byte should have been here by now."""

@@ -50,7 +50,7 @@ class _Member:
 
 class Membership:
     """All members, in the order in which they came. on_change gets all URLs; on_reborn one that is
-    another process now.
+    another process now; on_silent, before on_change, one that is out without a goodbye.
     """
 
     def __init__(
@@ -60,11 +60,13 @@ class Membership:
         members_max: int,
         on_change: Callable[[Sequence[str]], None],
         on_reborn: Callable[[str], None] = lambda _url: None,
+        on_silent: Callable[[str], None] = lambda _url: None,
     ) -> None:
         self._ttl_s = ttl_s
         self._members_max = members_max
         self._on_change = on_change
         self._on_reborn = on_reborn
+        self._on_silent = on_silent
         self._static: tuple[str, ...] = ()
         self._joined: dict[str, _Member] = {}
         self._resolved: dict[str, tuple[str, ...]] = {}
@@ -107,7 +109,11 @@ class Membership:
             del self._joined[url]
         if silent:
             self.expired += len(silent)
-            self._on_change(self.urls)
+            urls = self.urls
+            for url in silent:
+                if url not in urls:
+                    self._on_silent(url)
+            self._on_change(urls)
 
     def answer(self, request: Request, now_s: float) -> bytes:
         """The response to a request for PATH, whose key is right."""

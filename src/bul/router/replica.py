@@ -36,7 +36,8 @@ IDLE_S = 4.0
 class Replica:
     """Mutable, one per URL. `in_flight` is counted at dispatch.
 
-    is_silent: its last probes were neither answered nor refused.
+    is_silent: its last probes were neither answered nor refused. is_out: it is down, or was when it
+    was removed: nobody believes that it will answer what it has under way.
     on_change: called when the state changed, so that the list of ready ones is made anew.
     residency_tokens: how much KV it probably keeps. limit: of requests under way.
     stream_gaps: those of all replicas, which this one's are like until it has shown its own.
@@ -53,6 +54,7 @@ class Replica:
         "host",
         "idle",
         "in_flight",
+        "is_out",
         "is_silent",
         "limit",
         "on_change",
@@ -78,7 +80,7 @@ class Replica:
         self.authority = f"{shown}:{self.port}".encode()
         self.header_line = b"x-bul-replica: " + self.url.encode() + b"\r\n"
         self.state = UNKNOWN
-        self.is_silent = False
+        self.is_silent = self.is_out = False
         self.on_change = on_change
         self.in_flight = 0
         self.limit = limit or ConcurrencyLimit(256)
@@ -105,6 +107,8 @@ class Replica:
         if self.state in (state, REMOVED):
             return
         self.state = state
+        if state != REMOVED:
+            self.is_out = state == DOWN
         if state in (DOWN, REMOVED):
             self.close_idle()
             self.residency.clear()
