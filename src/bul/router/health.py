@@ -10,16 +10,20 @@ the answer may lie unread.
 
 A server that has no `/ready` (vLLM, SGLang, llama-server) answers 404; that it answers is enough,
 and nobody asks it for tokens.
+
+What a vanished host had begun and nobody else can go on with has no end of its own: the kernel asks
+its peer (`end_if_vanished`). That of a process that is only stopped, or busy, answers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 
 from bul.router.replica import DOWN, READY, REMOVED, UNREADY, Replica
 
-__all__ = ["Prober", "probe"]
+__all__ = ["VANISHED", "Prober", "end_if_vanished", "probe"]
 
 TIMEOUTS_MAX = 2
 """Probes without an answer in time after which a replica is down: one may be a hiccup."""
@@ -38,6 +42,20 @@ LATE_S = 0.1
 """A time-out later than this was not the replica's: the loop, or the whole machine, was busy."""
 SLOTS_HEADER = b"x-bul-slots"
 """How many requests the replica batches."""
+_KEEPALIVE = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+"""Seconds of silence, seconds between questions, questions: 20 s (RFC 9293, 3.8.4)."""
+VANISHED = "the host of the replica was not heard of for 20 s"
+
+
+def end_if_vanished(transport: asyncio.BaseTransport) -> None:
+    """Let the connection break some 20 s after its peer's host was last heard of."""
+    connection = transport.get_extra_info("socket")
+    if connection is None:
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE:
+        if hasattr(socket, name):  # not every system has all of them
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 async def probe(replica: Replica, timeout_s: float, path: bytes = b"/ready") -> str:

@@ -15,7 +15,7 @@ import typing
 import httptools
 
 from bul.inference.resume import HEADER as RESUME_HEADER
-from bul.router.health import LATE_S
+from bul.router.health import LATE_S, VANISHED, end_if_vanished
 from bul.router.http1 import HOP_BY_HOP, Request
 from bul.router.replica import Replica
 from bul.router.stream_record import EVENT_END
@@ -40,9 +40,7 @@ before that request came: keep-alive timers are seconds, journeys are millisecon
 _DROPPED = HOP_BY_HOP | {b"x-bul-replica", b"content-length", RESUME_HEADER}
 _END = b"\r\n\r\n"
 _LEAVES = b'"code":"shutting_down"'
-"""In the last event of a replica that stops before its streams have ended. Within a text its quotes
-would be escaped.
-"""
+"""In the last event of one that stops before its streams end; a text's quotes would be escaped."""
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -142,6 +140,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = typing.cast("asyncio.Transport", transport)
+        end_if_vanished(transport)
 
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
@@ -169,7 +168,8 @@ class UpstreamConnection(asyncio.Protocol):
         elif self._in_body and self._until_close and exc is None:
             exchange.ended(self, reusable=False, by_closing=True)
         else:
-            exchange.upstream_lost(self, "the replica closed the connection")
+            gone = isinstance(exc, TimeoutError)
+            exchange.upstream_lost(self, VANISHED if gone else "the replica closed the connection")
 
     # What httptools calls.
 
