@@ -48,7 +48,8 @@ ERROR_MAX = 0.25
 
 def workload_for(profile: ReplicaProfile) -> Workload:
     """A rate at which one replica computes for BUSY of the time."""
-    work_s = profile.idle_ttft_s(PROMPT_TOKENS) + OUTPUT_TOKENS / profile.output_tokens_per_s
+    decoded_per_s = profile.output_tokens_per_s(PROMPT_TOKENS + OUTPUT_TOKENS / 2)
+    work_s = profile.idle_ttft_s(PROMPT_TOKENS) + OUTPUT_TOKENS / decoded_per_s
     return Workload(
         requests_per_second=BUSY / work_s,
         prompt_tokens=PROMPT_TOKENS,

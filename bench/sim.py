@@ -1,6 +1,6 @@
 """Simulated against live: TTFT of a ten-minute replay on the real model, and of its simulation.
 
-    make bench-sim                          some 14 minutes; bench/out/sim.json
+    make bench-sim                          some 16 minutes; bench/out/sim.json
     python bench/sim.py --minutes 1         a smoke run
     python bench/sim.py --minutes 2 --timed the timed engine, ten times as fast: does the model
                                             queue as the runner does? Needs no quiet machine
@@ -55,7 +55,8 @@ TIMED_FLAGS = [
 ]  # fmt: skip
 DRIFT_MAX, ERROR_MAX = 0.10, 0.20
 AVERAGED = (
-    "prefill_tokens_per_s", "prefill_growth", "decode_base_s", "decode_each_s", "overhead_s",
+    "prefill_tokens_per_s", "prefill_growth", "decode_base_s", "decode_each_s", "decode_context_s",
+    "overhead_s",
 )  # fmt: skip
 
 
@@ -88,6 +89,8 @@ async def profile_of(client: Client, seed: int) -> ReplicaProfile:
         say=lambda text: print(f"  {text}", file=sys.stderr),
     )
     print(f"  residuals {found['ttft_residual']:.1%}, {found['decode_residual']:.1%}")
+    for name in ("ttft_points", "decode_points"):
+        print(f"  {name}:", *(" ".join(f"{x:.4g}" for x in point) + ";" for point in found[name]))
     return ReplicaProfile(**found["profile"])
 
 
@@ -107,7 +110,7 @@ def drift(one: ReplicaProfile, two: ReplicaProfile, prompt_tokens: float) -> flo
     """The larger of the differences in prefill of a usual prompt, and in a decode call of two."""
     pairs = [
         (one.idle_ttft_s(prompt_tokens), two.idle_ttft_s(prompt_tokens)),
-        tuple(p.decode_base_s + 2 * p.decode_each_s for p in (one, two)),
+        tuple(p.decode_s(2, 2 * prompt_tokens) for p in (one, two)),
     ]
     return max(abs(a - b) / ((a + b) / 2) for a, b in pairs)
 
@@ -172,7 +175,7 @@ async def measure(
         "control_error": errors(live, control),
         "samples": [
             (round(s.intended_s - samples[0].intended_s, 4), s.prompt_tokens, s.tokens,
-             round(s.ttft_s, 4)) for s in samples
+             round(s.ttft_s, 4), round(s.e2e_s, 4)) for s in samples
         ],
     }  # fmt: skip
 

@@ -35,31 +35,33 @@ def flags(**given: Any) -> dict[str, Any]:
 
 
 def test_the_profile_has_the_very_fields_of_the_simulator() -> None:
-    profile, _ = fit_profile([(100, 0.11), (200, 0.21)], [(1, 0.021), (4, 0.024)], **TOLD)
+    profile, _ = fit_profile([(100, 0.11), (200, 0.21)], [(1, 40, 0.021), (4, 160, 0.024)], **TOLD)
     assert set(profile) == {field.name for field in dataclasses.fields(ReplicaProfile)}
     assert ReplicaProfile(**profile).measured
 
 
 def test_the_fit_finds_the_rates_that_made_the_points() -> None:
     profile, residuals = fit_profile(
-        [(n, 0.01 + n / 1000) for n in (64, 256, 1024)], [(n, 0.02 + 0.001 * n) for n in (1, 2, 4)],
+        [(n, 0.01 + n / 1000) for n in (64, 256, 1024)],
+        [(n, t, 0.02 + 0.001 * n + 1e-6 * t) for n, t in ((1, 40), (2, 80), (4, 160), (2, 2096))],
         **TOLD,
-    )  # fmt: skip
+    )
     assert profile["prefill_tokens_per_s"] == pytest.approx(1000)
     assert profile["overhead_s"] == pytest.approx(0.01)
     assert profile["decode_base_s"] == pytest.approx(0.02)
     assert profile["decode_each_s"] == pytest.approx(0.001)
+    assert profile["decode_context_s"] == pytest.approx(1e-6)
     assert residuals["ttft_residual"] == pytest.approx(0, abs=1e-9)
 
 
 def test_a_first_token_that_does_not_depend_on_the_prompt_is_no_profile() -> None:
     with pytest.raises(BulError, match="does not grow"):
-        fit_profile([(64, 0.2), (256, 0.1)], [(1, 0.02)], **TOLD)
+        fit_profile([(64, 0.2), (256, 0.1)], [(1, 40, 0.02)], **TOLD)
 
 
 def test_late_tokens_of_a_prompt_may_be_dearer() -> None:
     points = [(n, 0.01 + n * (1 + 0.0004 * n / 2) / 250) for n in (64, 256, 1024, 2048)]
-    profile, _ = fit_profile(points, [(1, 0.02)], **TOLD)
+    profile, _ = fit_profile(points, [(1, 40, 0.02)], **TOLD)
     assert profile["prefill_tokens_per_s"] == pytest.approx(250)
     assert profile["prefill_growth"] == pytest.approx(0.0004)
     alone_s = ReplicaProfile(**profile).idle_ttft_s(1024)
@@ -80,6 +82,9 @@ async def test_a_measured_profile_is_the_configured_one() -> None:
     assert found["profile"]["prefills_together"] == 4
     assert found["profile"]["prefill_tokens_per_s"] == pytest.approx(4000, rel=0.15)
     assert found["profile"]["decode_base_s"] == pytest.approx(0.02, rel=0.25)
+    assert [n for n, *_ in found["decode_points"]] == [1, 2, 4, 2]
+    assert found["decode_points"][-1][1] > 2000
+    assert 1000 * found["profile"]["decode_context_s"] < 0.25 * 0.02
 
 
 class _Links(HTMLParser):

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from bul.bench.statistics import bootstrap_interval, fit_powers, percentile, t_interval
+from bul.bench.statistics import bootstrap_interval, fit_powers, fit_terms, percentile, t_interval
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,12 @@ def test_no_cost_is_negative_and_a_fit_that_misses_says_by_how_much() -> None:
     assert 1.0 < each < 1.5
     assert error > 0.1
     assert math.isnan(fit_powers([(1, 2.0)], ())[1])
+
+
+def test_terms_are_found_and_what_the_points_cannot_tell_apart_gets_one_of_them() -> None:
+    terms = [(1.0, n, n * deep) for n, deep in ((1, 30), (2, 30), (4, 30), (2, 1000))]
+    values = [0.02 * a + 0.003 * b + 1e-5 * c for a, b, c in terms]
+    assert fit_terms(terms, values)[0] == pytest.approx((0.02, 0.003, 1e-5))
+    shallow, error = fit_terms(terms[:3], values[:3])
+    assert shallow == pytest.approx((0.02, 0.003 + 30e-5, 0.0))
+    assert error == pytest.approx(0, abs=1e-9)

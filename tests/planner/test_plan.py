@@ -9,7 +9,7 @@ import pytest
 from bul.errors import ConfigError
 from bul.planner.phases import PHASES, SCENARIOS, phase_for, scenario_named
 from bul.planner.plan import Plan, Question, cost_per_day, make_plan, needed
-from bul.planner.predict import Prediction, Workload, least_replicas, predict
+from bul.planner.predict import Prediction, Workload, least_replicas, output_rate, predict
 from bul.simulator.replica import PROFILES, ReplicaProfile
 
 pytestmark = pytest.mark.steady
@@ -22,7 +22,7 @@ WORKLOAD = Workload(
 def formula(workload: Workload, profile: ReplicaProfile, replicas: int, cache: bool) -> Prediction:
     """A waiting time that grows without end as the fleet comes near its limit."""
     work = workload.computed_tokens(cache=cache) / profile.prefill_tokens_per_s
-    work += workload.output_tokens / profile.output_tokens_per_s
+    work += workload.output_tokens / output_rate(workload, profile)
     busy = workload.requests_per_second * work / replicas
     p95_ms = 100.0 / max(1.0 - busy, 1e-6)
     return Prediction(replicas=replicas, ttft_p50_ms=50.0, ttft_p95_ms=p95_ms, busy=busy)

@@ -79,6 +79,25 @@ def _fields(profile: ReplicaProfile) -> dict[str, object]:
     return {name: getattr(profile, name) for name in ReplicaProfile.__dataclass_fields__}
 
 
+def test_a_deep_sequence_slows_every_decode_call() -> None:
+    """400 tokens of prompt and half of 200: a call takes 0.1 s and 500 times 1 ms; both, 1.1 s."""
+    profile = profile_of({**_fields(PROFILE), "slots": 2, "decode_context_s": 1e-3}, "deep")
+    model, job = ReplicaModel(profile, 0.0), Job(0.0, 400, 200)
+    model.submit(job)
+    finish(model)
+    assert job.done_s - job.first_token_s == pytest.approx(199 * 0.6)
+    assert profile.output_tokens_per_s(500) == pytest.approx(2 / 1.1)
+    model, jobs = ReplicaModel(profile, 0.0), [Job(0.0, 400, 200), Job(0.0, 400, 200)]
+    for job in jobs:
+        model.submit(job)
+    finish(model)
+    # The first decodes beside the prefill of the other for 4 turns of 0.6 + 0.1 s, then both.
+    assert jobs[1].done_s > 199 * 1.1
+    model.submit(job := Job(model.now_s, 400, 200))
+    finish(model)
+    assert job.done_s - job.first_token_s == pytest.approx(199 * 0.6)
+
+
 def test_what_a_dead_replica_held_comes_back_unfinished() -> None:
     model = ReplicaModel(PROFILE, 0.0)
     jobs = [Job(0.0, 100, 5), Job(0.0, 100, 5)]
@@ -93,4 +112,4 @@ def test_a_profile_file_is_checked() -> None:
         profile_of({"colour": "red"}, "mine")
     with pytest.raises(ConfigError, match="prefill_tokens_per_s must be above 0"):
         profile_of({**_fields(PROFILE), "prefill_tokens_per_s": 0.0}, "mine")
-    assert PROFILES["8b"].output_tokens_per_s == pytest.approx(16 / 0.041)
+    assert PROFILES["8b"].output_tokens_per_s(1000) == pytest.approx(16 / 0.041)

@@ -4,12 +4,15 @@ Refuses to measure what a client cannot see: `chunk_tokens` and `cache_tokens` a
 
     prompts of several lengths, alone:  ttft = overhead_s + work / prefill_tokens_per_s, with
                                         work = tokens * (1 + prefill_growth * tokens / 2)
-    n replies at once, short prompts:   gap  = decode_base_s + decode_each_s * n
+    n replies at once, short prompts    gap  = decode_base_s + decode_each_s * n
+    and long ones:                             + decode_context_s * tokens of all n together
     slots:  of many replies at once, those that began before the first one ended
     a long and a short prompt at once:  do they take turns, or is the long one served first?
 
 Attention reads all tokens before, so the token at depth d costs (1 + prefill_growth * d) times the
 first one: an engine that prefills 250 tokens/s at the start of a prompt does 170 at 2,600 deep.
+For the same reason a decode call costs more the longer its sequences are: the built-in model needs
+13 ms a sequence after 16 tokens and 32 after 1,500.
 Fits are in relative terms, and no cost is negative: 10 % off at 64 tokens is as bad as at 2,048.
 """
 
@@ -22,7 +25,7 @@ from typing import Any
 
 from bul.bench.client import Client, Sample
 from bul.bench.load import Limits, Run, run_load
-from bul.bench.statistics import fit_powers, percentile
+from bul.bench.statistics import fit_powers, fit_terms, percentile
 from bul.bench.workload import Conversation, Part, Turn
 from bul.errors import BulError
 
@@ -30,17 +33,19 @@ __all__ = ["fit_profile", "measure_profile"]
 
 PROMPT_TOKENS = (64, 256, 512, 1024, 2048)
 TRIES = 3
-SHORT_PROMPT_TOKENS = 16
+SHORT_PROMPT_TOKENS, DEEP_PROMPT_TOKENS = 16, 1024
 LONG_AND_SHORT = (1024, 64)
 OUTPUT_TOKENS = 48
 SLOTS_PROBED_MAX = 64
 
 Point = tuple[float, float]
+Batch = tuple[float, float, float]
+"""Sequences at once, tokens of all of them, seconds between tokens."""
 
 
 def fit_profile(
     ttft: Sequence[Point],
-    gaps: Sequence[Point],
+    gaps: Sequence[Batch],
     *,
     name: str,
     slots: int,
@@ -50,7 +55,7 @@ def fit_profile(
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """The profile and its residuals (RMS, shares of the value), by least squares. Pure.
 
-    ttft: (prompt tokens computed, seconds). gaps: (sequences at once, seconds between tokens).
+    ttft: (prompt tokens computed, seconds). gaps: what `Batch` says.
     Raises BulError if the points do not lie as the model needs: rising with the prompt's length.
     """
     (overhead_s, each_token_s, grows_s), ttft_residual = fit_powers(ttft, (0, 1, 2))
@@ -59,13 +64,16 @@ def fit_profile(
             "the time to the first token does not grow with the prompt: no prefill rate",
             hint="is the endpoint idle, and its cache off for new prompts?",
         )
-    (base_s, each_s), decode_residual = fit_powers(gaps, (0, 1))
+    (base_s, each_s, context_s), decode_residual = fit_terms(
+        [(1.0, n, tokens) for n, tokens, _ in gaps], [gap_s for *_, gap_s in gaps]
+    )
     profile = {
         "name": name,
         "prefill_tokens_per_s": 1 / each_token_s,
         "prefill_growth": 2 * grows_s / each_token_s,
         "decode_base_s": max(base_s, 1e-6),
         "decode_each_s": each_s,
+        "decode_context_s": context_s,
         "slots": slots,
         "chunk_tokens": chunk_tokens,
         "cache_tokens": cache_tokens,
@@ -97,21 +105,26 @@ async def measure_profile(
     if slots is None:
         say(f"{SLOTS_PROBED_MAX} replies at once, to see how many begin")
         slots = await _find_slots(client, seed)
-    gaps: list[Point] = []
+    gaps: list[Batch] = []
     for n in sorted({1, max(slots // 4, 1), max(slots // 2, 1), slots}):
         say(f"{n} replies at once")
-        gaps.append((float(n), _gap_s(_ok(await _together(client, stop, n, seed, 2 + n)))))
+        gaps += _gap(_ok(await _together(client, stop, n, seed, SHORT_PROMPT_TOKENS)))
+    n, deep = max(slots // 2, 1), list[Batch]()
+    while n and not deep:
+        say(f"{n} replies at once, to prompts of {DEEP_PROMPT_TOKENS} tokens")
+        deep = _gap(_ok(await _together(client, stop, n, seed, DEEP_PROMPT_TOKENS)))
+        n //= 2
     say("a long and a short prompt at once")
     profile, residuals = fit_profile(
         ttft,
-        gaps,
+        gaps + deep,
         name=name,
         slots=slots,
         chunk_tokens=chunk_tokens,
         cache_tokens=cache_tokens,
         prefills_together=slots if await _take_turns(client, stop, seed) else 1,
     )
-    return {"profile": profile, **residuals, "ttft_points": ttft, "decode_points": gaps}
+    return {"profile": profile, **residuals, "ttft_points": ttft, "decode_points": gaps + deep}
 
 
 def _prompts(seed: int, tokens: int, output: int) -> Iterator[Conversation]:
@@ -120,8 +133,8 @@ def _prompts(seed: int, tokens: int, output: int) -> Iterator[Conversation]:
         yield Conversation(turns=(Turn(parts=(part,), output_tokens=output),))
 
 
-async def _together(client: Client, stop: asyncio.Event, n: int, seed: int, salt: int) -> Run:
-    prompts = _prompts(seed * 1000 + salt, SHORT_PROMPT_TOKENS, OUTPUT_TOKENS)
+async def _together(client: Client, stop: asyncio.Event, n: int, seed: int, tokens: int) -> Run:
+    prompts = _prompts(seed * 1000 + 2 + n, tokens, OUTPUT_TOKENS)
     return await _at_once(client, stop, n, prompts, n)
 
 
@@ -160,7 +173,17 @@ async def _find_slots(client: Client, seed: int) -> int:
     return len(found)
 
 
-def _gap_s(samples: Sequence[Sample]) -> float:
-    """The median pause between tokens while all replies run: from the last first token on."""
-    gaps = [gap_s for sample in samples for gap_s in sample.gaps_s[len(sample.gaps_s) // 4 :]]
-    return percentile(gaps, 0.5)
+def _gap(samples: Sequence[Sample]) -> list[Batch]:
+    """By the median pause while all ran; none if they never did: an engine may have ended the first
+    reply before it began the last.
+    """
+    begin_s, end_s = max(s.first_s for s in samples), min(s.done_s for s in samples)
+    gaps = []
+    for sample in samples:
+        at_s = sample.first_s
+        for gap_s in sample.gaps_s:
+            if begin_s <= at_s and at_s + gap_s <= end_s:
+                gaps.append(gap_s)
+            at_s += gap_s
+    tokens = sum(sample.prompt_tokens + sample.tokens / 2 for sample in samples)
+    return [(float(len(samples)), tokens, percentile(gaps, 0.5))] if gaps else []

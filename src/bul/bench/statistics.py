@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Interval", "bootstrap_interval", "fit_powers", "percentile", "t_interval"]
+__all__ = ["Interval", "bootstrap_interval", "fit_powers", "fit_terms", "percentile", "t_interval"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -86,22 +86,43 @@ def fit_powers(
     coefficients are nought, the simplest first: `powers` rise, and one above 1 comes only beside
     the one below it. nan if no fit has enough different x.
     """
-    x, y = np.asarray(points, dtype=np.float64).T
-    best, best_error = [math.nan] * len(powers), math.nan
-    for used in sorted(_subsets(powers), key=sum):
-        if len(set(x.tolist())) < len(used):
+    terms = [[x**power for power in powers] for x, _ in points]
+    allowed = [
+        used
+        for used in sorted(_subsets(len(powers)), key=lambda used: sum(powers[k] for k in used))
+        if all(powers[k] < 2 or powers[k] - 1 in [powers[j] for j in used] for k in used)
+    ]
+    return _fit(terms, [y for _, y in points], allowed)
+
+
+def fit_terms(
+    terms: Sequence[Sequence[float]], values: Sequence[float]
+) -> tuple[list[float], float]:
+    """What each term costs where a value (> 0) is the sum of its point's `terms` times their costs.
+
+    Of least relative squares and none negative, as `fit_powers`; the fewest terms that do.
+    """
+    return _fit(terms, values, list(_subsets(len(terms[0]))))
+
+
+def _fit(
+    terms: Sequence[Sequence[float]], values: Sequence[float], allowed: Sequence[tuple[int, ...]]
+) -> tuple[list[float], float]:
+    """The best of the `allowed` choices of terms; the first of equally good ones."""
+    shares = np.asarray(terms, dtype=np.float64) / np.asarray(values, dtype=np.float64)[:, None]
+    best, best_error = [math.nan] * shares.shape[1], math.nan
+    for used in allowed:
+        matrix = shares[:, used]
+        if np.linalg.matrix_rank(matrix) < len(used):
             continue
-        matrix = np.column_stack([x**power / y for power in used])
-        found, *_ = np.linalg.lstsq(matrix, np.ones(len(y)), rcond=None)
+        found, *_ = np.linalg.lstsq(matrix, np.ones(len(matrix)), rcond=None)
         error = float(np.sqrt(np.mean((matrix @ found - 1) ** 2)))
         if (found >= 0).all() and not error > best_error - 1e-9:
-            values = dict(zip(used, found.tolist(), strict=True))
-            best, best_error = [values.get(power, 0.0) for power in powers], error
+            costs = dict(zip(used, found.tolist(), strict=True))
+            best, best_error = [costs.get(k, 0.0) for k in range(len(best))], error
     return best, best_error
 
 
-def _subsets(powers: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    for count in range(1, len(powers) + 1):
-        for used in itertools.combinations(powers, count):
-            if all(power < 2 or power - 1 in used for power in used):
-                yield used
+def _subsets(count: int) -> Iterator[tuple[int, ...]]:
+    for size in range(1, count + 1):
+        yield from itertools.combinations(range(count), size)

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from bul.planner.phases import Phase, Scenario, phase_for
-from bul.planner.predict import Prediction, Workload, least_replicas
+from bul.planner.predict import Prediction, Workload, least_replicas, output_rate
 from bul.simulator.replica import ReplicaProfile
 
 __all__ = [
@@ -253,7 +253,7 @@ def _figures(question: Question, fleet: Fleet | None, without: Fleet | None) -> 
         ("peak_rate", scenario.peak, "x the asked rate", "assumed"),
         ("peak_share", scenario.peak_share, "of the time", "assumed"),
         ("prefill_tokens_per_s", profile.prefill_tokens_per_s, "tokens/s a replica", rates),
-        ("output_tokens_per_s", profile.output_tokens_per_s, "tokens/s a replica", rates),
+        ("output_tokens_per_s", output_rate(workload, profile), "tokens/s a replica", rates),
         ("cached_tokens", float(workload.cached_tokens), "tokens of a mean prompt", "assumed"),
     ]
     for label, found in (("", fleet), ("_without_cache", without)):

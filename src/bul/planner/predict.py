@@ -18,7 +18,7 @@ from bul.simulator.arrivals import Arrivals, Floats, Ints
 from bul.simulator.cluster import Region
 from bul.simulator.replica import ReplicaProfile
 
-__all__ = ["Prediction", "Workload", "least_replicas", "predict"]
+__all__ = ["Prediction", "Workload", "least_replicas", "output_rate", "predict"]
 
 FLEET_SIMULATED_MAX = 16
 REQUESTS_SIMULATED = 40_000
@@ -99,7 +99,12 @@ def predict(
 def _work_s(workload: Workload, profile: ReplicaProfile, *, cache: bool) -> float:
     """Engine seconds of one mean request in a full batch."""
     prefill_s = workload.computed_tokens(cache=cache) / profile.prefill_tokens_per_s
-    return prefill_s + workload.output_tokens / profile.output_tokens_per_s
+    return prefill_s + workload.output_tokens / output_rate(workload, profile)
+
+
+def output_rate(workload: Workload, profile: ReplicaProfile) -> float:
+    """Tokens/s of one replica with a full batch of such requests, half way through them."""
+    return profile.output_tokens_per_s(workload.prompt_tokens + workload.output_tokens / 2)
 
 
 def _arrivals(workload: Workload, cache: bool, seed: int) -> Arrivals:

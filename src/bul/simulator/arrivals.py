@@ -62,6 +62,13 @@ class Arrivals:
     def __len__(self) -> int:
         return len(self.at_s)
 
+    @property
+    def context_tokens(self) -> float:
+        """Tokens of a mean sequence, half way through its reply."""
+        if not len(self):
+            return 0.0
+        return float(np.mean(self.prompt_tokens + self.output_tokens / 2))
+
     def where(self, keep: npt.NDArray[np.bool_]) -> Arrivals:
         """Those whose `keep` is true."""
         return Arrivals(

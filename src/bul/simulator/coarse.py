@@ -177,7 +177,7 @@ class CoarseRegion(Generic[State]):
         self._left_s = np.zeros(replicas)  # prompt work that each replica has queued
         self._left_total_s = 0.0
         self._dither = 0.0
-        self._reply_tokens = 1.0
+        self._reply_tokens = self._context_tokens = 1.0  # of a mean sequence
         self._output = 0.0  # of the tick before: a reply's length is known when it is over
         self._turn_s = profile.decode_base_s
         self._billed_s: list[float] = []
@@ -192,7 +192,7 @@ class CoarseRegion(Generic[State]):
         ttft = np.empty(len(arrivals))
         for k, (prompt, alone_s, turns, output, since_s) in enumerate(work.totals):
             i, j = work.edges[k], work.edges[k + 1]
-            per_s = self._rate(j - i, alone_s, turns, output)
+            per_s = self._rate(j - i, prompt, alone_s, turns, output)
             if i == j:
                 part = _NONE
                 self._left_s = np.maximum(self._left_s - self._tick_s, 0.0)
@@ -212,7 +212,9 @@ class CoarseRegion(Generic[State]):
             replicas_max=self._most,
         )
 
-    def _rate(self, count: int, alone_s: float, turns: float, output: float) -> float:
+    def _rate(
+        self, count: int, prompt: float, alone_s: float, turns: float, output: float
+    ) -> float:
         """Bins of marks that pass in a second, from the load that this tick will see.
 
         The level moves from where it is towards arrivals x stay, as a fluid; two rounds, since the
@@ -221,6 +223,7 @@ class CoarseRegion(Generic[State]):
         profile, n, tick_s = self._profile, self._ready, self._tick_s
         if count:
             self._reply_tokens = output / count
+            self._context_tokens = prompt / count + self._reply_tokens / 2
         share = min((alone_s + self._left_total_s) / (tick_s * n), PREFILL_SHARE_MAX)
         turn_s, held_s = self._turn_s, (alone_s + turns * self._turn_s) / max(count, 1)
         for _ in range(2):
@@ -230,7 +233,7 @@ class CoarseRegion(Generic[State]):
                 stay_s / tick_s
             )
             running = min(mean / n, profile.slots)
-            turn_s = profile.decode_base_s + profile.decode_each_s * running
+            turn_s = profile.decode_s(running, running * self._context_tokens)
         self._turn_s = turn_s
         return (1.0 - share) / turn_s / BIN_TOKENS
 

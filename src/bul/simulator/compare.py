@@ -116,11 +116,11 @@ def settings_of(name: str, experiment: Experiment) -> tuple[float, ...]:
     return _SETTINGS[name]
 
 
-def capacity_of(profile: ReplicaProfile) -> Capacity:
-    """What `bul bench` would have measured on this profile."""
+def capacity_of(profile: ReplicaProfile, context_tokens: float) -> Capacity:
+    """What `bul bench` would have measured on this profile, with sequences of so many tokens."""
     return Capacity(
         prefill_tokens_per_s=profile.prefill_tokens_per_s,
-        output_tokens_per_s=profile.output_tokens_per_s,
+        output_tokens_per_s=profile.output_tokens_per_s(context_tokens),
         slots=profile.slots,
     )
 
@@ -143,7 +143,7 @@ def _policy(
     if name == "adaptive":
         settings |= {
             "target_ms": experiment.slo_ttft_s * 1000.0,
-            "capacity": capacity_of(experiment.profile),
+            "capacity": capacity_of(experiment.profile, future.context_tokens),
             "cold_start_s": cold_start_s,
         }
     if name == "guide":

@@ -49,3 +49,8 @@ class Job:
         self.started_s = math.nan
         self.first_token_s = math.nan
         self.done_s = math.nan
+
+    @property
+    def context_tokens(self) -> float:
+        """Tokens of prompt and reply while it decodes, on average."""
+        return self.prompt_tokens + self.output_tokens / 2

@@ -28,29 +28,30 @@ class Future:
     """Work in replicas, and the spread around it, in each tick of `tick_s`.
 
     computed: the arrivals with prompts counted less what a cache without end would hold.
+    context_tokens: of a mean sequence, cached ones included.
     """
 
     tick_s: float
     mean: Floats
     spread: Floats
     computed: Arrivals
+    context_tokens: float
 
 
 def future_of(arrivals: Arrivals, profile: ReplicaProfile, tick_s: float) -> Future:
     """What arrives in each tick: centred means over 2 minutes, noise over 10."""
+    context_tokens = arrivals.context_tokens
     if arrivals.paths:
         arrivals = arrivals.past_unbounded_cache()
     ticks = math.ceil(float(arrivals.at_s[-1]) / tick_s) + 1 if len(arrivals) else 1
     index = np.minimum((arrivals.at_s // tick_s).astype(np.int64), ticks - 1)
     prompts = arrivals.prompt_tokens
-    alone_s = (
-        prompts * (1.0 + profile.prefill_growth * prompts / 2) / profile.prefill_tokens_per_s
-        + arrivals.output_tokens / profile.output_tokens_per_s
-    )
+    alone_s = prompts * (1.0 + profile.prefill_growth * prompts / 2) / profile.prefill_tokens_per_s
+    alone_s += arrivals.output_tokens / profile.output_tokens_per_s(context_tokens)
     work = np.bincount(index, weights=alone_s, minlength=ticks) / tick_s
     mean = _centred(work, SMOOTH_TICKS)
     noise2 = _centred((work - mean) ** 2 / np.maximum(mean, 0.1), NOISE_TICKS)
-    return Future(tick_s, mean, np.sqrt(noise2) * mean**POWER, arrivals)
+    return Future(tick_s, mean, np.sqrt(noise2) * mean**POWER, arrivals, context_tokens)
 
 
 def _centred(values: Floats, width: int) -> Floats:

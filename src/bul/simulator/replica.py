@@ -4,14 +4,16 @@ It mirrors the runner: each loop turn computes one prefill chunk and then one to
 running sequence. Between two events (an arrival, a prefill done, a reply done) all rates are
 constant, so nothing happens per token:
 
-    turn_s        = chunk / prefill_rate + (decode_base + decode_each * running)
+    decode_s      = decode_base + decode_each * running + decode_context * (their tokens so far)
+    turn_s        = chunk / prefill_rate + decode_s
     prefill speed = chunk / turn_s tokens/s, shared by `prefills_together` prompts, the others wait
     decode speed  = 1 / turn_s tokens/s for each running sequence
 
 Worked number (profile `8b`): 15 running, a prompt of 1,000 tokens in prefill: a turn is
 1000/15,000 + 0.025 + 15 * 0.001 = 107 ms, so the prompt takes 107 ms and each reply gets 9.4
 tokens/s meanwhile, 25 otherwise. A prompt is cut into equal chunks: one of 2,100 tokens takes two
-turns of 1,050, as it does when it is cut into 2,048 and 52.
+turns of 1,050, as it does when it is cut into 2,048 and 52. A sequence counts with its prompt and
+half its reply from begin to end: what it has on average.
 
 A reply of `out` tokens is done when the replica's cumulative tokens per sequence, `decoded`, has
 grown by `out`; a prompt, when `prefilled` has grown by its tokens. Two heaps of those marks per
@@ -48,9 +50,10 @@ class ReplicaProfile:
     """Rates of one replica. measured: whether they come from `bul bench` or are round numbers.
 
     prefill_tokens_per_s: alone, at the start of a prompt; the token at depth d costs
-    (1 + prefill_growth * d) times the first one. decode_base_s, decode_each_s: one decode call,
-    and what every sequence in it adds. chunk_tokens: prefill tokens per turn. cache_tokens: KV it
-    can keep. overhead_s: of the first token, whatever the prompt.
+    (1 + prefill_growth * d) times the first one. decode_base_s, decode_each_s, decode_context_s:
+    one decode call, what every sequence in it adds, and what every token of theirs does, whose KV
+    attention reads. chunk_tokens: prefill tokens per turn. cache_tokens: KV it can keep.
+    overhead_s: of the first token, whatever the prompt.
     prefills_together: prompts that take turns; 1 is first come, first served.
     """
 
@@ -63,13 +66,23 @@ class ReplicaProfile:
     cache_tokens: int
     overhead_s: float = 0.0
     prefill_growth: float = 0.0
+    decode_context_s: float = 0.0
     prefills_together: int = 1
     measured: bool = False
 
-    @property
-    def output_tokens_per_s(self) -> float:
-        """Of a replica that decodes with all its slots and prefills nothing."""
-        return self.slots / (self.decode_base_s + self.decode_each_s * self.slots)
+    def decode_s(self, running: float, context_tokens: float) -> float:
+        """One decode call of so many sequences, which have `context_tokens` tokens together."""
+        return (
+            self.decode_base_s
+            + self.decode_each_s * running
+            + self.decode_context_s * context_tokens
+        )
+
+    def output_tokens_per_s(self, context_tokens: float) -> float:
+        """Of a replica that decodes with all its slots, each so many tokens deep, and prefills
+        nothing.
+        """
+        return self.slots / self.decode_s(self.slots, self.slots * context_tokens)
 
     def idle_ttft_s(self, prompt_tokens: float) -> float:
         """Time to the first token of such a prompt when nothing else runs."""
@@ -89,14 +102,15 @@ class ReplicaProfile:
 PROFILES = {
     "embedded": ReplicaProfile(
         name="embedded",
-        prefill_tokens_per_s=247.0,
-        prefill_growth=0.00032,
-        decode_base_s=1e-6,
-        decode_each_s=0.0071,
+        prefill_tokens_per_s=179.0,
+        prefill_growth=0.00035,
+        decode_base_s=7e-5,
+        decode_each_s=0.0124,
+        decode_context_s=9.9e-6,
         slots=4,
         chunk_tokens=64,
         cache_tokens=262_144,
-        overhead_s=0.0044,
+        overhead_s=0.0034,
         prefills_together=4,
         measured=True,
     ),
@@ -120,10 +134,11 @@ PROFILES = {
     ),
 }
 """`embedded`: the mean of two runs of `bul bench URL --profile-out` against `bul serve --threads 1`
-with the built-in model, on a shared 2-core machine (262 and 232 tokens/s, growth 0.00038 and
-0.00025, 6.8 and 7.5 ms a sequence, 8.8 and 0 ms; TTFT residuals 0.4 and 2 %, decode 12 %: a call of
-one takes 6.5 ms, of four 35). `cache_tokens` is the default of `[cache] max_tokens`. The others are
-round numbers, not measurements: an 8B model on one mid-range GPU, 70B on four."""
+with the built-in model, on a shared 2-core machine (182 and 176 tokens/s, growth 0.00035 and
+0.00034, 12.2 and 12.6 ms a sequence, 9.8 and 9.9 us a token of context, 6.8 and 0 ms; residuals 0.8
+and 1.4 % of TTFT, 1.2 % of decode). Some days it is a third faster. `cache_tokens` is the default
+of `[cache] max_tokens`. The others are round numbers, not measurements, and deep sequences cost
+them nothing more: an 8B model on one mid-range GPU, 70B on four."""
 
 
 def profile_of(values: Mapping[str, object], name: str) -> ReplicaProfile:
@@ -145,6 +160,7 @@ class ReplicaModel:
         "_cache",
         "_chunks",
         "_computing",
+        "_context",
         "_decode_rate",
         "_decoded",
         "_first_tokens",
@@ -175,6 +191,7 @@ class ReplicaModel:
         self._first_tokens: list[Job] = []
         self._prefilled = self._decoded = 0.0
         self._chunks = 0.0
+        self._context = 0.0  # tokens of all that decode
         self._sequence = 0
         self._prefill_rate = self._decode_rate = 0.0
 
@@ -216,7 +233,9 @@ class ReplicaModel:
             self._chunks -= chunk
             self._start_decoding(job, done)
         while self._running and self._running[0][0] - self._decoded <= DUE:
-            self._end(heapq.heappop(self._running)[2], done)
+            job = heapq.heappop(self._running)[2]
+            self._context -= job.context_tokens
+            self._end(job, done)
         self._admit()
         return done
 
@@ -231,7 +250,7 @@ class ReplicaModel:
         jobs += [entry[2] for entry in self._running]
         for held in (self.waiting, self._queued, self._computing, self._running):
             held.clear()
-        self.in_flight, self._chunks = 0, 0.0
+        self.in_flight, self._chunks, self._context = 0, 0.0, 0.0
         self._set_rates()
         return jobs
 
@@ -245,6 +264,7 @@ class ReplicaModel:
             return
         self._sequence += 1
         mark = self._decoded + job.output_tokens - 1
+        self._context += job.context_tokens
         heapq.heappush(self._running, (mark, self._sequence, job))
 
     def _end(self, job: Job, done: list[Job]) -> None:
@@ -276,7 +296,7 @@ class ReplicaModel:
 
     def _set_rates(self) -> None:
         profile, running, computing = self.profile, len(self._running), len(self._computing)
-        turn_s = profile.decode_base_s + profile.decode_each_s * running if running else 0.0
+        turn_s = profile.decode_s(running, self._context) if running else 0.0
         if computing:
             chunk = self._chunks / computing
             turn_s += chunk / profile.prefill_tokens_per_s
