@@ -95,7 +95,15 @@ def test_it_stays_within_its_bounds() -> None:
     [(0.0, 0, False), (0.0, 1, True), (1.0, 3, False), (1.0, 4, True), (9.0, 16, False)],
 )
 def test_room_grows_with_the_root_of_the_work(work: float, replicas: int, room: bool) -> None:
-    assert has_room(work, replicas) is room
+    assert has_room(work, 0.2, replicas) is room
+    assert has_room(work, 0.25, replicas) is room
+
+
+@pytest.mark.parametrize(("noise2", "least"), [(0.0, 17), (0.25, 17), (0.36, 19), (1.0, 25)])
+def test_bursts_take_more_room_up_to_twice(noise2: float, least: int) -> None:
+    """9 of work: 9 + 2.5 * 3 = 16.5 replicas; 1.2 times the 7.5 make 18, and twice 24."""
+    assert [has_room(9.0, noise2, replicas) for replicas in (least - 1, least)] == [False, True]
+    assert has_room(9.0, 100.0, 25)
 
 
 def play(days: int, *, hopeless: float, each: float = 8.0) -> tuple[int, Decision]:

@@ -352,7 +352,7 @@ class Adaptive:
             slow,
             self.violation_max,
             crowd=min(rate / max(state.usual_per_second, 1e-9), CROWD_MAX),
-            room=has_room(work, signals.replicas_ready),
+            room=has_room(work, state.noise2, signals.replicas_ready),
             may_rise=self._need(state) <= self.bounds.max_replicas,
             age_s=max(state.at_s - state.since_s, 0.0),
             elapsed_s=elapsed_s,

@@ -50,13 +50,19 @@ AIM = 0.93
 ROOM = 2.5
 """Spare replicas per square root of work: so many and hardly anybody waits, on 3 or on 30 (Halfin
 and Whitt 1981)."""
+ROOM_NOISE2, ROOM_BURSTY_MAX = 0.25, 2.0
+"""A noise above the first takes more room, up to twice: bursts of a CV of 4 (noise 0.7) still queue
+with 2.5. The pool that 2.5 was tried on has 0.2."""
 FLOOR_S, FORGET_S, USUAL_S, FIRST_S = 3_600.0, 21_600.0, 86_400.0, 900.0
 FLOOR_SHARE = 0.2
 
 
-def has_room(work: float, replicas: int) -> bool:
-    """Whether more replicas would hardly have helped. work: in replicas."""
-    return work + ROOM * math.sqrt(work) < replicas
+def has_room(work: float, noise2: float, replicas: int) -> bool:
+    """Whether more replicas would hardly have helped. work: in replicas; noise2: the mean square
+    of a tick's surprise, per replica of work.
+    """
+    bursty = min(max(math.sqrt(noise2 / ROOM_NOISE2), 1.0), ROOM_BURSTY_MAX)
+    return work + ROOM * bursty * math.sqrt(work) < replicas
 
 
 def follow(old: float, new: float, elapsed_s: float, memory_s: float) -> float:
