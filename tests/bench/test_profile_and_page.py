@@ -59,6 +59,11 @@ def test_a_first_token_that_does_not_depend_on_the_prompt_is_no_profile() -> Non
         fit_profile([(64, 0.2), (256, 0.1)], [(1, 40, 0.02)], **TOLD)
 
 
+def test_replies_of_one_token_are_no_profile() -> None:
+    with pytest.raises(BulError, match="no decode rate"):
+        fit_profile([(64, 0.1), (256, 0.3)], [], **TOLD)
+
+
 def test_late_tokens_of_a_prompt_may_be_dearer() -> None:
     points = [(n, 0.01 + n * (1 + 0.0004 * n / 2) / 250) for n in (64, 256, 1024, 2048)]
     profile, _ = fit_profile(points, [(1, 40, 0.02)], **TOLD)

@@ -64,6 +64,11 @@ def fit_profile(
             "the time to the first token does not grow with the prompt: no prefill rate",
             hint="is the endpoint idle, and its cache off for new prompts?",
         )
+    if not gaps:
+        raise BulError(
+            "no reply had a second token while all others ran: no decode rate",
+            hint="does the model end its replies at once? Measure it with another one.",
+        )
     (base_s, each_s, context_s), decode_residual = fit_terms(
         [(1.0, n, tokens) for n, tokens, _ in gaps], [gap_s for *_, gap_s in gaps]
     )
