@@ -4,10 +4,11 @@
     python bench/pools.py --pool bursty     one of them
     python bench/pools.py --days 14         twice as long to learn and to score
 
-A check that `adaptive` was not made for one pool: nothing was chosen on these. Coarse replays of
-6 days, the first 3 to learn, the rest scored; profile 8b with a cold start of 120 s and 70b with
-30 s. Hours are compared at equal shares of slow requests, 1 and 2 %, with whichever of `hpa`, `ray`
-and `kpa` needs the fewest there; a rule whose settings do not reach a share has no hours at it.
+A check that `adaptive` was not made for one pool: nothing was chosen on these, but how much room
+bursts take (`margin.ROOM_NOISE2`, on `bursty`). Coarse replays of 6 days, the first 3 to learn, the
+rest scored; profile 8b with a cold start of 120 s and 70b with 30 s. Hours are compared at equal
+shares of slow requests, 1 and 2 %, with whichever of `hpa`, `ray` and `kpa` needs the fewest there;
+a rule whose settings do not reach a share has no hours at it.
 """
 
 from __future__ import annotations
